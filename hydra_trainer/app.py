@@ -1,0 +1,168 @@
+"""The command: from what the user typed to a job, and from its result to a summary.
+
+Imports hydra and yaml, and nothing heavier: torch comes in when training starts here, and never
+when the job runs elsewhere.
+"""
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, HydraTrainerError, did_you_mean
+from .job import CONFIG_ERROR, DONE, USER_ERROR, JobState
+
+EXIT_CODES = {"ConfigError": CONFIG_ERROR}
+
+
+class JobFailed(HydraTrainerError):
+    """A job ended, and not well. `exit_code` is the job's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+def main() -> None:
+    """Run what the command line says, and exit with the job's code (see job.py)."""
+    words = sys.argv[1:]
+    if any(word in ("-h", "--help") for word in words):
+        from .help import text
+
+        print(text(words))
+        return
+    # Hydra would print its own version of every error and exit with 1.
+    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        _hydra_main()
+    except SystemExit:
+        raise
+    except BaseException as error:
+        if full or sys.gettrace() is not None:
+            raise
+        sys.exit(_explain(error, words))
+
+
+def _hydra_main() -> None:
+    import hydra
+
+    from . import config
+
+    config.register()
+    hydra.main(version_base="1.3", config_path="pkg://hydra_trainer.conf", config_name="config")(
+        run
+    )()
+
+
+def run(cfg: Any) -> float | None:
+    """Hydra's task function: one job, from its configuration to its objective."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from . import config, launcher, report
+    from .targets import TRUSTED, instantiate
+
+    directory = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        plain = config.validate(cfg)
+    except ConfigError:
+        with contextlib.suppress(OSError):
+            directory.rmdir()  # Hydra made it; nothing was started there
+        raise
+    job = config.to_job(plain, directory)
+    trusted = (*TRUSTED, *plain["trusted_modules"])
+    place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
+    handle, status = launcher.run(place, job)
+    result = status.result or {}
+    if status.state is JobState.SUCCEEDED:
+        report.summary(result, Path(job.output), sys.argv[1:])
+        value = (result.get("objective") or {}).get("value")
+        return None if value is None else float(value)
+    if status.state is JobState.CANCELLED:
+        report.stopped(Path(job.output))
+        sys.exit(status.exit_code or 143)
+    raise JobFailed(report.failed(result, str(handle)), status.exit_code or USER_ERROR)
+
+
+def _explain(error: BaseException, words: Sequence[str]) -> int:
+    """Print an error as a user needs it, and return the exit code that it stands for."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from .preemption import Stopped
+
+    if isinstance(error, Stopped):
+        print("stopped, and saved. The same command goes on from here.", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, JobFailed):
+        print(error, file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, ConfigError):
+        _print_problems(error.problems)
+        return CONFIG_ERROR
+    if isinstance(error, HydraTrainerError):
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        _print_problems([_hydra_problem(error, words)])
+        return CONFIG_ERROR
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    traceback.print_exception(error)
+    return USER_ERROR
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    many = f"{len(problems)} problems in the configuration:" if len(problems) > 1 else "error:"
+    lines = [f"  - {text}" for text in problems] if len(problems) > 1 else list(problems)
+    print(many, *lines, sep="\n" if len(problems) > 1 else " ", file=sys.stderr)
+
+
+def _hydra_problem(error: BaseException, words: Sequence[str]) -> str:
+    """Return Hydra's message with the closest name that exists."""
+    text = str(error).strip()
+    cause = str(error.__cause__ or "").strip().split("\n")[0]
+    if cause and cause not in text:
+        text = f"{text}\n{cause}"
+    typed = [word.split("=")[0].lstrip("+~") for word in words if "=" in word]
+    typed = [name for name in typed if name in text]
+    if "Could not override" in text or "Key" in text:
+        for name in typed:
+            if hint := did_you_mean(name, _known_keys(words)):
+                return f"{text}\n{hint.strip()}"
+    if "Could not find" in text and typed:
+        options = [line.strip() for line in text.split("\n") if line.startswith("\t")]
+        chosen = next(word.split("=", 1)[1] for word in words if word.startswith(typed[0]))
+        return text + did_you_mean(chosen, options)
+    return text
+
+
+def _known_keys(words: Sequence[str]) -> list[str]:
+    """Return every key of the configuration, composed from the group choices that are valid."""
+    from hydra import compose, initialize_config_module
+    from hydra.core.global_hydra import GlobalHydra
+    from omegaconf import OmegaConf
+
+    GlobalHydra.instance().clear()
+    choices = [word for word in words if "=" in word and "." not in word.split("=")[0]]
+    with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
+        for overrides in (choices, []):
+            with contextlib.suppress(Exception):
+                cfg = compose("config", overrides)
+                return list(_keys(OmegaConf.to_container(cfg, resolve=False)))
+    return []
+
+
+def _keys(node: Any, prefix: str = "") -> Any:
+    for name, value in node.items() if isinstance(node, dict) else ():
+        key = f"{prefix}.{name}" if prefix else str(name)
+        yield key
+        yield from _keys(value, key)
+
+
+def exit_code_of(state: JobState, code: int | None) -> int:
+    """Return the code to exit with for a job in a state."""
+    return DONE if state is JobState.SUCCEEDED else code or USER_ERROR

@@ -1,0 +1,524 @@
+"""The configuration: its schema, its checks, and the way from it to a JobSpec.
+
+Imports neither torch nor lightning: everything here runs before anything is submitted.
+
+Nodes with a `_target_` (model, data, optim, launcher, logger) are as open as the class they name
+and are checked against its signature, read from its source. The rest is typed below.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import (
+    InterpolationKeyError,
+    InterpolationResolutionError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+)
+
+from .bundle import code_digest
+from .errors import ConfigError, did_you_mean
+from .job import JobSpec, Resources
+from .targets import TRUSTED, check_targets, signature_problems
+
+# ------------------------------------------------------------------------------------- schema
+
+
+@dataclass
+class TrainerConf:
+    """How to train. The words are those of lightning.Trainer where it has one."""
+
+    max_epochs: int = 15
+    max_steps: int = -1  # optimizer steps; -1: no limit
+    accelerator: str = "auto"  # auto | cpu | gpu
+    precision: str = "32-true"  # 32-true | bf16-mixed | 16-mixed | bf16-true
+    strategy: str = "auto"  # auto | ddp | fsdp; auto: ddp when there is more than one process
+    process_group_backend: str = "auto"  # auto | nccl | gloo | smddp
+    compile: bool = False  # torch.compile
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None  # clips the norm over all parameters
+    val_check_interval: float = 1.0  # in epochs: 0.5 validates twice an epoch
+    check_val_every_n_epoch: int = 1
+    limit_train_batches: int | float | None = None  # 1 is one batch, 1.0 is all, 0.1 a tenth
+    limit_val_batches: int | float | None = None
+    limit_test_batches: int | float | None = None
+    overfit_batches: int = 0  # train and validate on this many batches; 0: off
+    log_every_n_steps: int = 50
+    detect_anomaly: bool = False
+    deterministic: bool = False  # refuse operations that have no deterministic form
+    stop_check_every_n_steps: int = 8  # how often ranks agree on whether one of them must stop
+    start_timeout: float = 600.0  # seconds that ranks wait for each other while they start
+    steady_timeout: float = 600.0  # seconds for one collective once training runs
+    progress: str = "auto"  # auto | bar | lines | off; auto: a bar on a terminal
+
+
+@dataclass
+class CheckpointConf:
+    """When to save, and what to keep."""
+
+    enabled: bool = True
+    every_n_steps: int | None = None  # besides the one at the end of every epoch
+    every_n_epochs: int = 1
+    keep_last: int = 2  # at least 2, so that a damaged one has a good one before it
+    keep_best: int = 1  # by the objective
+    asynchronous: bool = True  # write in the background, from a copy
+    init_from: str | None = None  # a checkpoint or run directory whose weights to start from
+
+
+@dataclass
+class ResourcesConf:
+    """What the job needs."""
+
+    nodes: int = 1
+    gpus_per_node: int | None = None  # null: take what is there
+    processes_per_node: int | None = None  # null: one per GPU, at least one
+
+
+@dataclass
+class StorageConf:
+    """Where things lie. A mount's name is what `${mount:name}` in the config refers to."""
+
+    output: str = "runs"  # run directories are made below it
+    mounts: dict[str, str] = field(default_factory=dict)  # name: path on this machine
+
+
+@dataclass
+class ObjectiveConf:
+    """Which logged metric decides which checkpoint is best, and is returned to a sweeper."""
+
+    metric: str = "val/loss"
+    mode: str = "min"  # min | max
+
+
+@dataclass
+class DebugConf:
+    """What `debug=...` switches on."""
+
+    mode: str = "off"  # off | default | overfit | profile | attach
+    port: int = 5678  # attach: where debugpy listens; 0: any free port
+    profile_steps: int = 10  # profile: steps recorded after the first 5
+
+
+@dataclass
+class RunConf:
+    """Filled in when the job is made: what the worker must know about the run it belongs to."""
+
+    name: str = ""
+    dir: str = ""
+    identity: str = ""
+    code_digest: str = ""
+
+
+@dataclass
+class Config:
+    """The whole job configuration."""
+
+    model: Any = MISSING
+    data: Any = MISSING
+    optim: Any = MISSING
+    launcher: Any = MISSING
+    logger: Any = MISSING
+    trainer: TrainerConf = field(default_factory=TrainerConf)
+    checkpoint: CheckpointConf = field(default_factory=CheckpointConf)
+    resources: ResourcesConf = field(default_factory=ResourcesConf)
+    storage: StorageConf = field(default_factory=StorageConf)
+    objective: ObjectiveConf = field(default_factory=ObjectiveConf)
+    debug: DebugConf = field(default_factory=DebugConf)
+    run: RunConf = field(default_factory=RunConf)
+    seed: int = 0
+    name: str | None = None  # first part of the run directory's name; null: model-data
+    again: bool = False  # run a finished job anew
+    trusted_modules: list[str] = field(default_factory=list)  # your packages that _target_ may name
+
+
+def register() -> None:
+    """Put the schema into Hydra's ConfigStore and register our resolvers. Safe to repeat."""
+    ConfigStore.instance().store(name="_schema", node=Config)
+    # These two stay open until the worker, which alone knows the answer on its platform.
+    for resolver in ("mount", "run"):
+        OmegaConf.register_new_resolver(
+            resolver, lambda name, r=resolver: f"${{{r}:{name}}}", replace=True
+        )
+    OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, replace=True)
+
+
+# ------------------------------------------------------------------------------------- checks
+
+OPEN_NODES = ("model", "data", "optim", "launcher")
+"""Nodes whose keys are the keyword arguments of their `_target_`."""
+
+NOT_ARGUMENTS = {"data": ("info",), "optim": ("schedule", "decay")}
+"""Keys of open nodes that we read ourselves and the class never sees."""
+
+GIVEN_ARGUMENTS = {"optim": ("params",)}
+"""Required arguments that the core passes by itself."""
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true")
+ONE_OF = {
+    "trainer.accelerator": ("auto", "cpu", "gpu"),
+    "trainer.precision": PRECISIONS,
+    "trainer.strategy": ("auto", "ddp", "fsdp"),
+    "trainer.process_group_backend": ("auto", "nccl", "gloo", "smddp"),
+    "trainer.progress": ("auto", "bar", "lines", "off"),
+    "objective.mode": ("min", "max"),
+    "debug.mode": ("off", "default", "overfit", "profile", "attach"),
+    "optim.schedule.name": ("constant", "cosine", "linear"),
+}
+AT_LEAST: dict[str, float] = {
+    "seed": 0,
+    "trainer.max_epochs": 1,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.log_every_n_steps": 1,
+    "trainer.stop_check_every_n_steps": 1,
+    "trainer.overfit_batches": 0,
+    "checkpoint.every_n_steps": 1,
+    "checkpoint.every_n_epochs": 1,
+    "checkpoint.keep_last": 2,
+    "checkpoint.keep_best": 0,
+    "resources.nodes": 1,
+    "resources.gpus_per_node": 0,
+    "resources.processes_per_node": 1,
+    "data.batch_size": 1,
+    "data.num_workers": 0,
+    "optim.weight_decay": 0,
+    "optim.schedule.warmup_steps": 0,
+    "debug.port": 0,
+    "debug.profile_steps": 1,
+}
+ABOVE_ZERO = (
+    "trainer.start_timeout",
+    "trainer.steady_timeout",
+    "trainer.val_check_interval",
+    "trainer.gradient_clip_val",
+    "trainer.limit_train_batches",
+    "optim.lr",
+)
+AT_MOST: dict[str, float] = {
+    "trainer.val_check_interval": 1,
+    "debug.port": 65535,
+    "optim.schedule.final": 1,
+}
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Return the job configuration as plain containers, with every interpolation resolved.
+
+    `${mount:...}` and `${run:...}` stay as they are, for the worker.
+
+    Raises:
+        ConfigError: a mandatory value is missing, or an interpolation points nowhere.
+    """
+    try:
+        plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(_missing(error)) from None
+    except (InterpolationKeyError, InterpolationResolutionError) as error:
+        raise ConfigError(_dangling(cfg, error)) from None
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from None
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items() if key != "hydra"}
+
+
+def validate(cfg: DictConfig) -> dict[str, Any]:
+    """Check the whole configuration and return it as plain containers.
+
+    Raises:
+        ConfigError: with every problem found, one sentence each, not just the first.
+    """
+    plain = resolve(cfg)
+    problems: list[str] = []
+    for key, path in _missing_values(plain):
+        problems.append(f"{key} has no value. Type {path}=... on the command line.")
+    problems += _range_problems(plain)
+    problems += _target_problems(plain)
+    problems += _combination_problems(plain)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return plain
+
+
+def get(plain: dict[str, Any], key: str, default: Any = None) -> Any:
+    """Return the value at a dotted key, or `default` where some part of the way is missing."""
+    node: Any = plain
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
+def _range_problems(plain: dict[str, Any]) -> list[str]:
+    problems = []
+    for key, allowed in ONE_OF.items():
+        value = get(plain, key)
+        if value is not None and value not in allowed:
+            hint = did_you_mean(str(value), allowed)
+            problems.append(f"{key} is {value!r}, but must be one of {', '.join(allowed)}.{hint}")
+    for key, low in AT_LEAST.items():
+        value = get(plain, key)
+        if _number(value) and not value >= low:
+            problems.append(f"{key} is {value}, but must be at least {low}. Type {key}={low}.")
+    for key in ABOVE_ZERO:
+        value = get(plain, key)
+        if _number(value) and not (value > 0 and math.isfinite(value)):
+            problems.append(f"{key} is {value}, but must be a finite number above 0.")
+    for key, high in AT_MOST.items():
+        value = get(plain, key)
+        if _number(value) and value > high:
+            problems.append(f"{key} is {value}, but must be at most {high}.")
+    steps = get(plain, "trainer.max_steps")
+    if steps != -1 and steps < 1:
+        problems.append(
+            f"trainer.max_steps is {steps}, but must be at least 1, or -1 for no limit."
+        )
+    return problems
+
+
+def _target_problems(plain: dict[str, Any]) -> list[str]:
+    trusted = (*TRUSTED, *plain["trusted_modules"])
+    problems = []
+    for key in (*OPEN_NODES, "logger"):
+        node = plain[key]
+        if not isinstance(node, dict):
+            problems.append(f"{key} is {node!r}, but must be a mapping. Choose one: {key}=NAME.")
+            continue
+        if key != "logger" and not isinstance(node.get("_target_"), str):
+            problems.append(
+                f"{key}._target_ is {node.get('_target_')!r}, but must be the dotted path of a "
+                f"class. Type {key}._target_=mypkg.MyClass."
+            )
+            continue
+        refused = check_targets(node, trusted, key)
+        problems += refused
+        if key != "logger" and not refused:
+            problems += signature_problems(_arguments(plain, key, given=True), key)
+    return problems
+
+
+def _arguments(plain: dict[str, Any], key: str, *, given: bool = False) -> dict[str, Any]:
+    """Return an open node without the keys that its class never sees."""
+    hidden = NOT_ARGUMENTS.get(key, ())
+    node = {name: value for name, value in plain[key].items() if name not in hidden}
+    if given:
+        node |= dict.fromkeys(GIVEN_ARGUMENTS.get(key, ()))
+    return node
+
+
+def arguments(plain: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return `_target_` and keyword arguments of an open node: model, data, optim or launcher."""
+    return _arguments(plain, key)
+
+
+def _combination_problems(plain: dict[str, Any]) -> list[str]:
+    problems = []
+    needed = resources(plain)
+    batch = get(plain, "data.batch_size")
+    if _number(batch) and batch >= 1 and batch % needed.world_size:
+        lower = max(batch // needed.world_size, 1) * needed.world_size
+        problems.append(
+            f"data.batch_size is {batch}, the samples per step over all processes, but must be "
+            f"divisible by {needed.nodes} nodes x {needed.processes_per_node} processes = "
+            f"{needed.world_size}. Type data.batch_size={lower} or "
+            f"data.batch_size={lower + needed.world_size}."
+        )
+    if needed.gpus_per_node and needed.processes_per_node != needed.gpus_per_node:
+        problems.append(
+            f"resources.processes_per_node is {needed.processes_per_node} with "
+            f"resources.gpus_per_node={needed.gpus_per_node}, but each process drives one GPU. "
+            "Leave resources.processes_per_node out."
+        )
+    backend, accelerator = (
+        plain["trainer"]["process_group_backend"],
+        plain["trainer"]["accelerator"],
+    )
+    if accelerator == "cpu" and backend in ("nccl", "smddp"):
+        problems.append(
+            f"trainer.process_group_backend is {backend!r} with trainer.accelerator=cpu, but "
+            f"{backend} moves GPU memory. Type trainer.process_group_backend=gloo."
+        )
+    if accelerator == "cpu" and needed.gpus_per_node:
+        problems.append(
+            f"trainer.accelerator is 'cpu' with resources.gpus_per_node={needed.gpus_per_node}. "
+            "Leave one of them out."
+        )
+    if plain["trainer"]["strategy"] == "fsdp" and needed.world_size == 1:
+        problems.append(
+            "trainer.strategy is 'fsdp' with one process, but there is nothing to shard over. "
+            "Type resources.processes_per_node=2 or more, or trainer.strategy=auto."
+        )
+    if "${mount:" in json.dumps(plain["data"], default=str):
+        problems += _mount_problems(plain)
+    return problems
+
+
+def _mount_problems(plain: dict[str, Any]) -> list[str]:
+    names = set(plain["storage"]["mounts"])
+    used = {part.split("}")[0] for part in json.dumps(plain["data"]).split("${mount:")[1:]}
+    return [
+        f"The config uses ${{mount:{name}}}, but storage.mounts has no {name!r} (it has: "
+        f"{', '.join(sorted(names)) or 'none'}). Type +storage.mounts.{name}=/path/of/it."
+        for name in sorted(used - names)
+    ]
+
+
+def _missing_values(node: Any, key: str = "") -> list[tuple[str, str]]:
+    if isinstance(node, dict):
+        return [
+            found
+            for name, value in node.items()
+            for found in _missing_values(value, f"{key}.{name}" if key else str(name))
+        ]
+    return [(key, key)] if node == "???" else []
+
+
+def _missing(error: MissingMandatoryValue) -> str:
+    key = getattr(error, "full_key", None) or "a key"
+    return f"{key} has no value. Type {key}=... on the command line."
+
+
+def _dangling(cfg: DictConfig, error: OmegaConfBaseException) -> str:
+    """Explain an interpolation that points nowhere, for the common case of model and data."""
+    key = str(error.full_key)
+    with_source = OmegaConf.select(cfg, key.rsplit(".", 1)[0]) if "." in key else cfg
+    raw = OmegaConf.to_container(with_source, resolve=False) if with_source is not None else {}
+    wanted = raw.get(key.rsplit(".", 1)[-1], "?") if isinstance(raw, dict) else "?"
+    message = f"{key} is {wanted}, which has no value here."
+    if "data.info" in str(wanted) and key.startswith("model"):
+        has = OmegaConf.select(cfg, "data.info")
+        listed = ", ".join(f"data.info.{name}" for name in has) if has else "nothing"
+        message += (
+            f" These data do not fit this model: they describe {listed}. Choose data that fit "
+            "(image models: data=digits, data=cifar10; gpt: data=tokens) or set "
+            f"{key} by hand."
+        )
+    return message
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+# ------------------------------------------------------------------------------- config -> job
+
+NOT_IDENTITY = ("again", "run", "name", "storage.output")
+"""Keys that change neither what is trained nor how: they are left out of the run's identity."""
+
+NOT_TRAINING = (
+    *NOT_IDENTITY,
+    "launcher",
+    "resources",
+    "logger",
+    "storage",
+    "debug",
+    "checkpoint",
+    "trainer.progress",
+    "trainer.log_every_n_steps",
+    "trainer.start_timeout",
+    "trainer.steady_timeout",
+    "trainer.stop_check_every_n_steps",
+    "trainer.process_group_backend",
+    "data.num_workers",
+    "trusted_modules",
+)
+"""Keys that may differ between two sittings of one run: where and how it runs, not what it
+trains. The batch is global, so the number of processes is among them."""
+
+
+def without(plain: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return a deep copy of plain containers without some dotted keys."""
+    copy: dict[str, Any] = json.loads(json.dumps(plain))
+    for key in keys:
+        *way, last = key.split(".")
+        parent = get(copy, ".".join(way)) if way else copy
+        if isinstance(parent, dict):
+            parent.pop(last, None)
+    return copy
+
+
+def resources(plain: dict[str, Any]) -> Resources:
+    """Return what the job needs, with the processes per node worked out."""
+    node = plain["resources"]
+    gpus = node["gpus_per_node"]
+    processes = node["processes_per_node"] or max(gpus or 0, 1)
+    return Resources(node["nodes"], processes, gpus)
+
+
+def digest(value: Any) -> str:
+    """Return a hex digest (16 characters) of plain containers."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identity(plain: dict[str, Any], code: str) -> str:
+    """Return the digest of the resolved configuration and the code: no clock, no randomness."""
+    return digest({"config": without(plain, NOT_IDENTITY), "code": code})
+
+
+def targets(node: Any) -> list[str]:
+    """Return every `_target_` at any depth."""
+    if isinstance(node, dict):
+        own = [node["_target_"]] if isinstance(node.get("_target_"), str) else []
+        return own + [found for value in node.values() for found in targets(value)]
+    if isinstance(node, list):
+        return [found for value in node for found in targets(value)]
+    return []
+
+
+def job_name(plain: dict[str, Any], identity: str) -> str:
+    """Return `model-data-1a2b3c4d`, or `NAME-1a2b3c4d` where the config has a name."""
+    prefix = plain["name"] or "-".join(_short(plain[key]) for key in ("model", "data"))
+    return f"{prefix}-{identity[:8]}"
+
+
+def _short(node: Any) -> str:
+    target = node.get("_target_", "none") if isinstance(node, dict) else "none"
+    return "".join(c for c in str(target).rsplit(".", 1)[-1].lower() if c.isalnum())
+
+
+def to_job(plain: dict[str, Any], directory: Path, root: Path | None = None) -> JobSpec:
+    """Return the JobSpec of a validated configuration.
+
+    Args:
+        plain: what `validate` returned.
+        directory: the run directory.
+        root: where the user's code lies; the current directory when left out.
+    """
+    code = code_digest(root or Path.cwd(), targets(plain))
+    name = identity(plain, code)
+    config = json.loads(json.dumps(plain))
+    config["run"] = {
+        "name": job_name(plain, name),
+        "dir": str(directory),
+        "identity": name,
+        "code_digest": code,
+    }
+    return JobSpec(
+        name=config["run"]["name"],
+        identity=name,
+        config=config,
+        output=str(directory),
+        resources=resources(plain),
+        again=plain["again"],
+    )
+
+
+def _default_run_dir(*, _root_: DictConfig) -> str:
+    """Resolver of hydra.run.dir: a name by content, so that the same command finds its run."""
+    plain = OmegaConf.to_container(_root_, resolve=False)
+    assert isinstance(plain, dict)
+    job = OmegaConf.create({key: value for key, value in plain.items() if key != "hydra"})
+    try:
+        values = resolve(job)
+        code = code_digest(Path.cwd(), targets(values))
+        output = values["storage"]["output"]
+        return str(Path(output).expanduser() / job_name(values, identity(values, code)))
+    except (ConfigError, KeyError, AttributeError, TypeError):
+        return ".hydra-trainer-invalid"  # never used: validate() reports the fault and stops

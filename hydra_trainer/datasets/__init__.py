@@ -1,0 +1,1 @@
+"""Small data modules that need no download or read original archives."""

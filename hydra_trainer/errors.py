@@ -1,0 +1,49 @@
+"""Everything this package raises on purpose.
+
+HydraTrainerError
+├── ConfigError        the configuration is wrong; nothing was started (exit code 2)
+├── DataError          the data are missing, empty or damaged
+├── CheckpointError    a checkpoint cannot be written, read, or belongs to something else
+├── LaunchError        a job cannot be started, found or stopped
+└── NaNLossError       the loss stopped being a number
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+
+class HydraTrainerError(Exception):
+    """The base class: catch it to catch everything that this package raises on purpose."""
+
+
+class ConfigError(HydraTrainerError, ValueError):
+    """One or more faults in the configuration, reported together.
+
+    `problems` holds one sentence for each: the key, its value, what is allowed, what to type.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class DataError(HydraTrainerError):
+    """The data are missing, empty or damaged; the message names the file."""
+
+
+class CheckpointError(HydraTrainerError):
+    """A checkpoint cannot be written, cannot be read, or is another model's."""
+
+
+class LaunchError(HydraTrainerError):
+    """A job cannot be started, found, followed or stopped."""
+
+
+class NaNLossError(HydraTrainerError):
+    """The loss is NaN or infinite."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return ' Did you mean X?' with the closest known name, or nothing when none is close."""
+    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -1,0 +1,104 @@
+"""The nouns that every launcher speaks. Standard library only.
+
+A `JobSpec` says what to run, a `JobHandle` says where it runs, a `JobStatus` says how it goes.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from .errors import LaunchError
+
+DONE = 0
+USER_ERROR = 1
+CONFIG_ERROR = 2
+STOPPED = 143
+"""Exit codes of a job. 0 done; 1 the user's code raised, do not run again; 2 the configuration is
+wrong, do not run again; 143 stopped by SIGTERM after saving, run again; 128 + signal otherwise."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job needs: `nodes` machines with `processes_per_node` ranks each.
+
+    `gpus_per_node` is None where the job takes what the machine has.
+    """
+
+    nodes: int = 1
+    processes_per_node: int = 1
+    gpus_per_node: int | None = None
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.processes_per_node
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One training job: everything a launcher needs, and nothing that depends on the clock.
+
+    `config` is the resolved job configuration, as plain containers; `output` is the run directory
+    as the submitting machine sees it; `identity` is the digest of configuration and code.
+    """
+
+    name: str
+    identity: str
+    config: dict[str, Any]
+    output: str
+    resources: Resources
+    env: dict[str, str] = field(default_factory=dict)
+    again: bool = False
+
+
+class JobState(StrEnum):
+    """What a job is doing, in the words that all platforms share."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def ended(self) -> bool:
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How a job goes. `exit_code` is None until it ended; `result` is its result.json, if any."""
+
+    state: JobState
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    result: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class JobHandle:
+    """Where a job runs, as a string that outlives the process: `local:///absolute/run/dir`."""
+
+    scheme: str
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{quote(self.path)}"
+
+    @classmethod
+    def parse(cls, text: str) -> "JobHandle":
+        """Read a handle back. Raises LaunchError when `text` has no scheme or no path."""
+        parts = urlsplit(text)
+        if not parts.scheme or "://" not in text or not (parts.netloc + parts.path):
+            raise LaunchError(
+                f"{text!r} is not a job handle. A handle looks like local:///absolute/run/dir; "
+                "every run prints its own when it starts."
+            )
+        return cls(parts.scheme, unquote(parts.netloc + parts.path))
+
+    @classmethod
+    def local(cls, directory: Path) -> "JobHandle":
+        return cls("local", str(directory.resolve()))

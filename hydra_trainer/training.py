@@ -1,0 +1,402 @@
+"""train(): from a resolved configuration to a result. The only place that builds a Trainer."""
+
+import json
+import logging
+import math
+import platform
+import time
+import warnings
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.utils.data import DataLoader
+
+from . import __version__, checkpoint, distributed, metrics, optim
+from .callbacks import Core, committed, finished_epochs
+from .checkpoint import CommittedCheckpointIO, Store, Writer
+from .config import arguments, get
+from .data import BatchSampler, resumable
+from .errors import ConfigError, DataError
+from .preemption import NoStopFlag, StopFlag
+from .progress import choose
+from .targets import TRUSTED, instantiate
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
+
+
+def train(config: dict[str, Any], flag: StopFlag | None = None) -> dict[str, Any]:
+    """Train, or go on training, and return the result.
+
+    Args:
+        config: a validated configuration with its `run` section filled in, and no open
+            interpolations left.
+        flag: whether this process was asked to stop; one that never is, when left out.
+
+    Returns:
+        The result: status, objective, metrics, checkpoints, steps, seconds and so on; plain
+        values, the same on every rank.
+
+    Raises:
+        Stopped: a signal asked for it, and the state is saved.
+        ConfigError, DataError, CheckpointError, NaNLossError: as their names say.
+    """
+    return _Session(config, flag or NoStopFlag()).run()
+
+
+class _Session:
+    """One sitting: everything between the start of this process and its result."""
+
+    def __init__(self, config: dict[str, Any], flag: StopFlag) -> None:
+        self.config = config
+        self.conf: dict[str, Any] = config["trainer"]
+        self.directory = Path(config["run"]["dir"])
+        self.trusted = (*TRUSTED, *config["trusted_modules"])
+        self.debug: str = config["debug"]["mode"]
+        self.first = distributed.rank() == 0
+        self.gpu = distributed.use_gpu(self.conf["accelerator"])
+        saving = config["checkpoint"]["enabled"]
+        self.store = Store(self.directory / "checkpoints") if saving else None
+        self.writer = Writer(config["checkpoint"]["asynchronous"])
+        self.core = Core(
+            flag,
+            choose(self.conf["progress"], self.first),
+            config,
+            self.store,
+            self.writer,
+            {
+                "identity": config["run"]["identity"],
+                "model": config["model"]["_target_"],
+                "seed": config["seed"],
+            },
+        )
+
+    def run(self) -> dict[str, Any]:
+        self._quieten()
+        self._start_process()
+        data = self._data()
+        model = self._model()
+        resume = self.store.latest() if self.store and self.first else None
+        path = self._broadcast(str(resume.state) if resume else None)
+        step = self._broadcast(resume.step if resume else 0)
+        self._wire_optimizer(model)
+        trainer = self._trainer(step, resumed=path is not None)
+        self._greet(model, path, step)
+        began, samples = time.monotonic(), self.core.samples
+        with checkpoint.closing(self.writer):
+            if path is not None:
+                self._check_resume(model, Path(path))
+            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+        fit_seconds = time.monotonic() - began
+        rate = (self.core.samples - samples) / max(fit_seconds, 1e-9)
+        self.core.seconds_before, self.core.fit_started = self.core.seconds(), time.monotonic()
+        tested = self._test(trainer, model, data)
+        return self._result(trainer, tested, rate)
+
+    # ------------------------------------------------------------------------------ preparation
+
+    def _quieten(self) -> None:
+        """Silence what Lightning says about choices that this package makes on purpose."""
+        for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        for text in (
+            ".*does not have many workers.*",
+            ".*smaller than the logging interval.*",
+            ".*your dataloader is not resumable.*",
+            ".*isinstance.treespec, LeafSpec.*",
+            ".*batch_progress.*",
+        ):
+            warnings.filterwarnings("ignore", text)
+
+    def _start_process(self) -> None:
+        conf = self.conf
+        if distributed.world_size() > 1:
+            if self.gpu:
+                torch.cuda.set_device(distributed.local_rank())
+            backend = distributed.backend_for(conf["process_group_backend"], self.gpu)
+            distributed.start(backend, conf["start_timeout"])
+        elif conf["process_group_backend"] == "smddp":
+            distributed.backend_for("smddp", self.gpu)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.benchmark = self.gpu and not conf["deterministic"]
+        # The same on every rank: models are built alike; the ranks part in _model.
+        seed_everything(self.config["seed"], verbose=False)
+
+    def _data(self) -> LightningDataModule:
+        data = instantiate(arguments(self.config, "data"), self.trusted, "data")
+        if not isinstance(data, LightningDataModule):
+            raise ConfigError(
+                f"data._target_ is {self.config['data']['_target_']!r}, which makes a "
+                f"{type(data).__name__}, but must be a LightningDataModule."
+            )
+        for stage in ("train", "val", "test"):
+            name = f"{stage}_dataloader"
+            if is_overridden(name, data):
+                setattr(data, name, self._loaders(getattr(data, name), train=stage == "train"))
+        return data
+
+    def _loaders(self, make: Any, train: bool) -> Any:
+        """Wrap a dataloader method: what it returns can be resumed and is shared by the ranks."""
+
+        def rebuilt() -> Any:
+            loaders = make()
+            if isinstance(loaders, list | tuple) and not train:
+                return [self._loader(loader, train) for loader in loaders]
+            return self._loader(loaders, train)
+
+        return rebuilt
+
+    def _loader(self, loader: Any, train: bool) -> DataLoader[Any]:
+        if not isinstance(loader, DataLoader):
+            raise DataError(
+                f"{self.config['data']['_target_']} returned a {type(loader).__name__} for "
+                f"{'training' if train else 'evaluation'}, but must return one DataLoader."
+            )
+        made = resumable(
+            loader,
+            seed=self.config["seed"],
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            train=train,
+        )
+        if train:
+            sampler = made.batch_sampler
+            assert isinstance(sampler, BatchSampler)
+            if self.conf["overfit_batches"]:
+                sampler.shuffle = False  # the same few batches in every epoch
+            epoch, batches = self.core.position()
+            sampler.set_position(epoch, batches * sampler.batch_size)
+            self.core.sampler = sampler
+        return made
+
+    def _model(self) -> LightningModule:
+        model = instantiate(arguments(self.config, "model"), self.trusted, "model")
+        if not isinstance(model, LightningModule):
+            raise ConfigError(
+                f"model._target_ is {self.config['model']['_target_']!r}, which makes a "
+                f"{type(model).__name__}, but must be a LightningModule."
+            )
+        if place := self.config["checkpoint"]["init_from"]:
+            path = checkpoint.find(place)
+            state = checkpoint.load(path)
+            checkpoint.check_weights(state, model, path)
+            model.load_state_dict(state["state_dict"])
+        if self.gpu and getattr(model, "channels_last", False):
+            model.to(memory_format=torch.channels_last)
+        if self.conf["compile"]:
+            model.compile()
+        # Dropout must differ between ranks; the weights, built above, must not.
+        seed_everything(_mix(self.config["seed"], distributed.rank()), verbose=False)
+        return model
+
+    def _wire_optimizer(self, model: LightningModule) -> None:
+        if is_overridden("configure_optimizers", model):
+            log.info("%s has its own configure_optimizers: optim is not used", type(model).__name__)
+            return
+        # A GradScaler's unscaling inside a fused step leaves nothing for clipping to clip.
+        clips = self.conf["gradient_clip_val"] is not None
+        fused = not (self.conf["precision"].startswith("16") and clips)
+
+        def configure_optimizers() -> dict[str, Any]:
+            steps = model.trainer.estimated_stepping_batches
+            return optim.build(model, self.config["optim"], self.trusted, steps, fused)
+
+        model.configure_optimizers = configure_optimizers  # type: ignore[method-assign,assignment]
+
+    def _check_resume(self, model: LightningModule, path: Path) -> None:
+        state = checkpoint.load(path) if path.is_file() else None
+        if state is not None:
+            checkpoint.check_weights(state, model, path)
+
+    def _broadcast(self, value: Any) -> Any:
+        """Return rank 0's value on every rank: all must take the same checkpoint."""
+        if distributed.world_size() == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+    # ---------------------------------------------------------------------------------- trainer
+
+    def _trainer(self, step: int, resumed: bool) -> Trainer:
+        conf = self.conf
+        trainer = Trainer(
+            accelerator="gpu" if self.gpu else "cpu",
+            devices=distributed.local_world_size() if distributed.world_size() > 1 else 1,
+            num_nodes=distributed.world_size() // distributed.local_world_size(),
+            strategy=self._strategy(),
+            plugins=[self._checkpoint_io()],
+            precision=conf["precision"],
+            max_epochs=conf["max_epochs"],
+            max_steps=conf["max_steps"],
+            accumulate_grad_batches=conf["accumulate_grad_batches"],
+            gradient_clip_val=conf["gradient_clip_val"],
+            val_check_interval=conf["val_check_interval"],
+            check_val_every_n_epoch=conf["check_val_every_n_epoch"],
+            limit_train_batches=conf["limit_train_batches"],
+            limit_val_batches=conf["limit_val_batches"],
+            limit_test_batches=conf["limit_test_batches"],
+            overfit_batches=conf["overfit_batches"],
+            log_every_n_steps=conf["log_every_n_steps"],
+            detect_anomaly=conf["detect_anomaly"],
+            deterministic=conf["deterministic"],
+            logger=self._loggers(step, resumed),
+            callbacks=[self.core, *self._debug_callbacks()],
+            default_root_dir=str(self.directory),
+            use_distributed_sampler=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+        )
+        # Lightning's own answers to SIGTERM: a handler that makes a collective call wherever the
+        # process happens to be, and a broadcast with a device sync in every step. Ours are in
+        # callbacks.py.
+        trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        return trainer
+
+    def _strategy(self) -> Strategy | str:
+        if distributed.world_size() == 1:
+            device = torch.device("cuda", 0) if self.gpu else torch.device("cpu")
+            return SingleDeviceStrategy(device=device)
+        if self.conf["strategy"] == "fsdp":
+            from .sharding import ShardedStrategy
+
+            return ShardedStrategy(self.core)
+        return DDPStrategy(gradient_as_bucket_view=True, static_graph=False)
+
+    def _checkpoint_io(self) -> CommittedCheckpointIO:
+        store = self.store or Store(self.directory / "checkpoints")
+        return CommittedCheckpointIO(store, self.writer, self.core.prune)
+
+    def _loggers(self, step: int, resumed: bool) -> list[Logger]:
+        loggers: list[Logger] = [metrics.CSVLog(str(self.directory), step if resumed else 0)]
+        for name, node in self.config["logger"].items():
+            logger = instantiate(node, self.trusted, f"logger.{name}")
+            if not isinstance(logger, Logger):
+                raise ConfigError(
+                    f"logger.{name}._target_ is {node.get('_target_')!r}, which makes a "
+                    f"{type(logger).__name__}, but must be a Lightning Logger."
+                )
+            if resumed and isinstance(logger, TensorBoardLogger):
+                # Steps after the checkpoint are trained again: hide what was logged for them.
+                logger._kwargs["purge_step"] = step + 1
+            loggers.append(logger)
+        return loggers
+
+    def _debug_callbacks(self) -> list[Any]:
+        if self.debug == "profile":
+            from .profiling import Profile
+
+            return [Profile(self.directory, self.config["debug"]["profile_steps"], self.gpu)]
+        return []
+
+    def _greet(self, model: LightningModule, path: str | None, step: int) -> None:
+        count = sum(p.numel() for p in model.parameters())
+        device = "GPU" if self.gpu else "CPU"
+        processes = distributed.world_size()
+        where = f"{processes} processes, {device}" if processes > 1 else device
+        say = self.core.progress.say
+        say(f"{type(model).__name__}: {count:,} parameters; {where}; {self.conf['precision']}")
+        if path is not None:
+            say(f"going on from step {step}: {Path(path).parent}")
+
+    # -------------------------------------------------------------------------------- afterwards
+
+    def _test(
+        self, trainer: Trainer, model: LightningModule, data: LightningDataModule
+    ) -> dict[str, float]:
+        """Test the best weights, or the last where nothing was saved."""
+        if not (is_overridden("test_step", model) and is_overridden("test_dataloader", data)):
+            return {}
+        goal = self.config["objective"]
+        best = self.store.ranked(goal["metric"], goal["mode"]) if self.store else []
+        path = self._broadcast(next((str(c.state) for c in best if c.fault() is None), None))
+        if path is not None:
+            self._load_weights(model, Path(path))
+        values = trainer.test(model, datamodule=data, verbose=False)
+        return {name: value for result in values for name, value in result.items()}
+
+    def _load_weights(self, model: LightningModule, path: Path) -> None:
+        if path.is_file():
+            model.load_state_dict(checkpoint.load(path)["state_dict"])
+        else:
+            from .sharding import load_weights
+
+            load_weights(model, path)
+
+    def _result(self, trainer: Trainer, tested: dict[str, float], rate: float) -> dict[str, Any]:
+        goal = self.config["objective"]
+        best, last = committed(self.store, goal["metric"], goal["mode"])
+        values = {**self.core.metrics, **tested}
+        chosen = self.core.best
+        if chosen is None and goal["metric"] in values:
+            chosen = {"value": values[goal["metric"]], "step": trainer.global_step}
+        if chosen is None:
+            log.warning(
+                "objective.metric is %r, but nothing logged it; logged were: %s",
+                goal["metric"],
+                ", ".join(sorted(values)) or "nothing",
+            )
+        return {
+            "status": "completed",
+            "exit_code": 0,
+            "name": self.config["run"]["name"],
+            "objective": {
+                "metric": goal["metric"],
+                "mode": goal["mode"],
+                "value": chosen["value"] if chosen else None,
+                "step": chosen["step"] if chosen else None,
+            },
+            "metrics": {name: _finite(value) for name, value in values.items()},
+            "checkpoints": {
+                "best": str(best.path.relative_to(self.directory)) if best else None,
+                "last": str(last.path.relative_to(self.directory)) if last else None,
+            },
+            "steps": trainer.global_step,
+            "epochs": finished_epochs(trainer),
+            "seconds": round(self.core.seconds_before, 3),
+            "samples_per_second": round(rate, 1),
+            "world_size": distributed.world_size(),
+            "identity": self.config["run"]["identity"],
+            "code_digest": self.config["run"]["code_digest"],
+            "versions": versions(),
+        }
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide what a run computes."""
+    found = {"python": platform.python_version(), "hydra-trainer": __version__}
+    return found | {name: metadata.version(name) for name in PACKAGES}
+
+
+def write_environment(directory: Path, config: dict[str, Any]) -> None:
+    """Write environment.json: which code and which packages this run was trained with."""
+    known = {
+        "code_digest": get(config, "run.code_digest"),
+        "identity": get(config, "run.identity"),
+        "versions": versions(),
+        "platform": platform.platform(),
+    }
+    (directory / "environment.json").write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def _mix(seed: int, rank: int) -> int:
+    """Return a seed for one rank, far from those of other ranks and other seeds (splitmix64)."""
+    z = (seed * 0x9E3779B97F4A7C15 + rank * 0xBF58476D1CE4E5B9 + 0x94D049BB133111EB) % 2**64
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) % 2**64
+    return (z ^ (z >> 31)) % 2**32

@@ -1,0 +1,257 @@
+"""What torchrun starts on every rank: `python -m hydra_trainer.worker config.yaml`.
+
+The configuration is resolved but for `${mount:...}` and `${run:...}`, which only this machine can
+answer. In a local run with one process, `run` is called in the user's own process.
+"""
+
+import contextlib
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from . import bootstrap
+from .errors import ConfigError, HydraTrainerError
+from .job import CONFIG_ERROR, DONE, USER_ERROR
+from .preemption import NoStopFlag, StopFlag, Stopped
+
+log = logging.getLogger(__name__)
+
+LOST_PEER = re.compile(
+    r"gloo|NCCL|ncclSystemError|ProcessGroup|Connection (closed|reset) by peer|"
+    r"Broken pipe|Socket Timeout|TCPStore|remote process exited",
+    re.IGNORECASE,
+)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the configuration of a run, with mounts and run places filled in.
+
+    Raises:
+        ConfigError: the file is not there or not a configuration of ours.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not path.is_file():
+        raise ConfigError(f"There is no configuration file {path}.")
+    try:
+        config = OmegaConf.load(path)
+        run, mounts = dict(config.run), dict(config.storage.mounts)
+        register_answers(run, mounts)
+        plain = OmegaConf.to_container(config, resolve=True)
+    except (OmegaConfBaseException, AttributeError) as error:
+        raise ConfigError(f"{path} is not a resolved configuration: {error}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def register_answers(run: dict[str, str], mounts: dict[str, str]) -> None:
+    """Answer `${mount:name}` and `${run:name}` for this machine."""
+    from omegaconf import OmegaConf
+
+    def mount(name: str) -> str:
+        place = os.environ.get(f"HYDRA_TRAINER_MOUNT_{name.upper()}") or mounts.get(name)
+        if place is None:
+            raise ConfigError(f"storage.mounts has no {name!r}; it has: {', '.join(mounts)}.")
+        return str(Path(place).expanduser())
+
+    OmegaConf.register_new_resolver("mount", mount, replace=True)
+    OmegaConf.register_new_resolver("run", lambda name: run[name], replace=True)
+
+
+def run(config: dict[str, Any]) -> dict[str, Any]:
+    """Train in this process and write result.json. Returns the result.
+
+    Raises what `training.train` raises, after writing what happened into result.json.
+    """
+    directory = Path(config["run"]["dir"])
+    first = int(os.environ.get("RANK", "0")) == 0
+    debugging = config["debug"]["mode"] in ("default", "attach")
+    try:
+        with NoStopFlag() if debugging else StopFlag() as flag:
+            result = _train(config, flag, directory, first)
+    except BaseException as error:
+        if first or not isinstance(error, Stopped):
+            outcome = failure(config, error)
+            if first:
+                bootstrap.write_json(directory / "result.json", outcome)
+            bootstrap.leave_note(outcome)
+        raise
+    if first:
+        bootstrap.write_json(directory / "result.json", result)
+    bootstrap.leave_note({"exit_code": DONE})
+    return result
+
+
+def _train(config: dict[str, Any], flag: StopFlag, directory: Path, first: bool) -> dict[str, Any]:
+    if config["debug"]["mode"] == "attach":
+        _wait_for_debugger(int(config["debug"]["port"]))
+    from . import metrics, training
+
+    if first:
+        training.write_environment(directory, config)
+    with _log_file(directory):
+        result = training.train(config, flag)
+        if first:
+            metrics.draw(directory, config["run"]["name"])
+    return result
+
+
+def failure(config: dict[str, Any], error: BaseException) -> dict[str, Any]:
+    """Return the result of a run that ended with `error`."""
+    stopped = isinstance(error, Stopped)
+    text = "".join(traceback.format_exception(error))
+    return {
+        "status": "stopped" if stopped else "failed",
+        "exit_code": exit_code(error),
+        "name": config.get("run", {}).get("name"),
+        "identity": config.get("run", {}).get("identity"),
+        "rank": int(os.environ.get("RANK", "0")),
+        "error": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "" if stopped or isinstance(error, ConfigError) else text,
+            "lost_peer": lost_peer(error),
+        },
+    }
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code that an exception stands for (see job.py)."""
+    if isinstance(error, Stopped):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    if isinstance(error, ConfigError):
+        return CONFIG_ERROR
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        return error.code
+    return USER_ERROR
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Tell whether an exception only says that another rank went away.
+
+    Such an error is a consequence: the group is started again, which helps when the cause was a
+    lost machine or a killed process.
+    """
+    if isinstance(error, HydraTrainerError) or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return False
+    if type(error).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(error, RuntimeError) and bool(LOST_PEER.search(str(error)))
+
+
+@contextlib.contextmanager
+def _log_file(directory: Path) -> Iterator[None]:
+    """Send log records to this rank's own file, and rank 0's warnings to the terminal too."""
+    rank = int(os.environ.get("RANK", "0"))
+    folder = directory / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(folder / f"rank-{rank}.log")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    own = logging.getLogger("hydra_trainer")
+    own.setLevel(logging.INFO)
+    handlers: list[logging.Handler] = [file]
+    if rank == 0:
+        terminal = logging.StreamHandler()
+        terminal.setLevel(logging.WARNING)
+        terminal.setFormatter(logging.Formatter("%(message)s"))
+        handlers.append(terminal)
+    for handler in handlers:
+        own.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            own.removeHandler(handler)
+            handler.close()
+
+
+def _wait_for_debugger(port: int) -> None:
+    try:
+        import debugpy
+    except ImportError:
+        raise ConfigError(
+            "debug=attach needs debugpy. Type pip install 'hydra-trainer[debug]'."
+        ) from None
+    try:
+        host, bound = debugpy.listen(("127.0.0.1", port))
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(
+            f"debug.port is {port}, but debugpy cannot listen there: {error}. Type debug.port=0 "
+            "for any free port."
+        ) from error
+    print(f"waiting for a debugpy client on {host}:{bound}", flush=True)
+    debugpy.wait_for_client()
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this rank when torchrun dies: nobody else could find it then."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def _own_output(directory: Path, rank: int) -> None:
+    """Rank 0 prints; every other rank has a file."""
+    if rank == 0:
+        return
+    folder = directory / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    file = os.open(folder / f"rank-{rank}.out", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one rank. Returns the code to exit with.
+
+    Under our bootstrap, the true code goes into a note, and torchrun sees 0 where it must not
+    start the group again: a stop that was asked for is not a failure.
+    """
+    words = sys.argv[1:] if arguments is None else arguments
+    if len(words) != 1:
+        print("usage: python -m hydra_trainer.worker CONFIG.yaml", file=sys.stderr)
+        return CONFIG_ERROR
+    _die_with_parent()
+    with StopFlag():  # from the first moment on, so that no signal is lost while torch loads
+        bootstrap.announce()
+        if bootstrap.should_not_start():
+            return DONE
+        code = _guarded(Path(words[0]))
+    return DONE if code > 128 and bootstrap.supervised() else code
+
+
+def _guarded(path: Path) -> int:
+    config: dict[str, Any] = {}
+    try:
+        config = read_config(path)
+        _own_output(Path(config["run"]["dir"]), int(os.environ.get("RANK", "0")))
+        run(config)
+    except (Stopped, KeyboardInterrupt, Exception) as error:
+        if not config:
+            bootstrap.leave_note(failure(config, error))
+        if isinstance(error, HydraTrainerError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        elif not isinstance(error, Stopped):
+            traceback.print_exc()
+        return exit_code(error)
+    return DONE
+
+
+if __name__ == "__main__":
+    began = time.monotonic()
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the process group may still wait for a peer that is gone.
+    os._exit(code)

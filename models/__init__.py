@@ -1,0 +1,1 @@
+"""One LightningModule per file. These modules import torch, torchmetrics and lightning only."""
