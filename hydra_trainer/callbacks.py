@@ -351,14 +351,17 @@ class Core(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         pending = self._position == "pending" and self._before_validation is not None
-        state = self._before_validation if pending else random_state()
+        state = {
+            "random": self._before_validation if pending else random_state(),
+            "loss": [self._loss_sum, self._loss_count],
+        }
         states: list[Any] = [state]
         if self._world > 1:
             states = [None] * self._world
             dist.all_gather_object(states, state, group=self._agreement._group)
         checkpoint[KEY] = {
             "position": self._position,
-            "random": states,
+            "ranks": states,
             "epoch": finished_epochs(trainer),
             "batch": _processed(trainer.fit_loop.epoch_loop.batch_progress),
             "should_stop": trainer.should_stop,
@@ -382,15 +385,16 @@ class Core(Callback):
         self.resume = state
         self.best, self.metrics = state["best"], dict(state["metrics"])
         self.seconds_before = float(state["seconds"])
-        states = state["random"]
-        mine = distributed.rank()
+        states = state["ranks"]
         if self.sampler is not None:
             # A strategy that restores after its set-up has made the loader already.
             epoch, batches = self.position()
             self.sampler.set_position(epoch, batches * self.sampler.batch_size)
             self._iterate_anew = True
         # A rank that did not exist then has no state to continue; it starts one of its own.
-        self._restore = states[mine] if mine < len(states) else None
+        mine = states[distributed.rank()] if distributed.rank() < len(states) else {}
+        self._restore = mine.get("random")
+        self._loss_sum, self._loss_count = mine.get("loss", (None, 0))
 
     def position(self) -> tuple[int, int]:
         """Return (epoch, batches of it that are done), as the restored checkpoint says."""

@@ -9,13 +9,13 @@ very next sample, on more or fewer processes and with more or fewer loader worke
 import random
 import re
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import BatchSampler as TorchBatchSampler
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -274,7 +274,7 @@ def resumable(
     return DataLoader(
         dataset,
         batch_sampler=sampler,
-        collate_fn=collate_fn,
+        collate_fn=_InSharedMemory(collate_fn),
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
         # Without one of its own, each iterator draws from the global generator, and a run resumed
@@ -317,10 +317,8 @@ def _why_unresumable(loader: DataLoader[Any]) -> str:
         return f"{type(loader.dataset).__name__} is an IterableDataset, which has no positions"
     if type(loader).__iter__ is not DataLoader.__iter__:
         return f"{type(loader).__name__} iterates in its own way"
-    if loader.batch_sampler is None:
-        return "The DataLoader has batch_size=None"
-    if type(loader.batch_sampler) is not TorchBatchSampler:
-        return f"The DataLoader has its own batch_sampler ({type(loader.batch_sampler).__name__})"
+    if loader.batch_size is None:
+        return "The DataLoader has its own batch_sampler, or batch_size=None"
     if type(sampler) not in (RandomSampler, SequentialSampler):
         return f"The DataLoader has its own sampler ({type(sampler).__name__})"
     if isinstance(sampler, RandomSampler) and not _is_permutation(sampler):
@@ -349,6 +347,37 @@ def _is_pure(dataset: Any, collate_fn: Any) -> bool:
 
 def _as_is(batch: Any) -> Any:
     return batch
+
+
+class _InSharedMemory:
+    """A collate_fn that, in a loader worker, moves the batch to shared memory before it returns.
+
+    Left to the queue's feeder thread, as torch does, the move fails without a word when /dev/shm
+    is full, and training waits forever for the batch. Here it raises.
+    """
+
+    def __init__(self, collate_fn: Callable[[Any], Any]) -> None:
+        self.collate_fn = collate_fn
+
+    def __call__(self, samples: Any) -> Any:
+        batch = self.collate_fn(samples)
+        if get_worker_info() is not None:
+            for tensor in _tensors(batch):
+                tensor.share_memory_()
+        return batch
+
+
+def _tensors(batch: Any) -> Iterator[torch.Tensor]:
+    if isinstance(batch, torch.Tensor):
+        if batch.layout == torch.strided:  # sparse ones have no storage of their own to share
+            yield batch
+    elif isinstance(batch, Mapping):
+        yield from _tensors(list(batch.values()))
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)
+    elif is_dataclass(batch):
+        yield from _tensors([getattr(batch, field.name) for field in fields(batch)])
 
 
 class _Reseeded(Dataset[Any]):
@@ -424,7 +453,7 @@ _SHARED_MEMORY = (
 # Most telling first: one death shows as several messages in a chain.
 _FAILURES = [
     _Failure(r"killed by signal: Bus error", _SHARED_MEMORY),
-    _Failure(r"unable to \w+ shared memory", _SHARED_MEMORY),
+    _Failure(r"unable to \w+ (shared memory|file </torch_)", _SHARED_MEMORY),
     _Failure(r"shm.*(No space left on device|Cannot allocate memory)", _SHARED_MEMORY),
     _Failure(r"(No space left on device|Cannot allocate memory).*shm", _SHARED_MEMORY),
     _Failure(

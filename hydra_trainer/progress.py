@@ -137,7 +137,7 @@ class Bar:
 
 def shown(values: dict[str, float]) -> str:
     """Return metrics as `train/loss 0.1234  val/acc 0.9812`."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in values.items() if "/" in name)
+    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()) if "/" in name)
 
 
 def choose(kind: str, first: bool) -> Progress:

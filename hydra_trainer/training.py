@@ -261,6 +261,14 @@ class _Session:
         # callbacks.py.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        # Everything is logged at the number of optimizer steps that were done; Lightning stamps a
+        # validation with one less, which a resumed run would take for older than its checkpoint.
+        log_metrics = trainer._logger_connector.log_metrics
+        trainer._logger_connector.log_metrics = (  # type: ignore[method-assign]
+            lambda values, step=None: log_metrics(
+                values, step or (None if "step" in values else trainer.global_step)
+            )
+        )
         return trainer
 
     def _strategy(self) -> Strategy | str:

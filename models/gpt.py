@@ -58,8 +58,8 @@ class GPT(Classifier):
         # Counted now: FSDP leaves each rank with a part of the parameters.
         self._num_parameters = sum(parameter.numel() for parameter in self.parameters())
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits [B, T, vocab_size] of token ids [B, T].
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Return logits [B, T, vocab_size] of token ids [B, T], or the mean loss for targets [B, T].
 
         Raises:
             ValueError: T is larger than block_size.
@@ -74,7 +74,17 @@ class GPT(Classifier):
         for block in self.blocks:
             stream = block(stream)
         # The tied output layer is the embedding itself, so that it is saved and sharded once.
-        return F.linear(self.norm(stream), self.tokens.weight)
+        logits = F.linear(self.norm(stream), self.tokens.weight)
+        if targets is None:
+            return logits
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of the batch, a scalar still on the device."""
+        # The loss is a part of forward because that is what torch.compile sees: it then need not
+        # keep several copies of the logits, by far the largest tensor of a small model.
+        tokens, targets = batch
+        return self(tokens, targets)
 
     def init_weights(self) -> None:
         """Draw all parameters anew, with the two standard deviations of GPT-2."""
