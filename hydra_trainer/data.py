@@ -109,13 +109,13 @@ class BatchSampler(Sampler[Indices]):
         self.train = train
         self.epoch = 0
         self.consumed = 0
-        self._begun: int | None = None  # the epoch of the last iterator handed out
+        self._begun: int | None = None  # the epoch of the last iterator that was used
 
     def set_position(self, epoch: int, consumed: int) -> None:
         """Record that `consumed` samples of `epoch`, over all processes, have been processed.
 
         Only the consumer knows this: workers fetch ahead. It does not disturb an iterator in use,
-        and the next `iter` of an epoch already begun starts the epoch after; `load_state_dict`
+        and the next pass after an epoch already begun starts the epoch after; `load_state_dict`
         is the way to go back. When no batch is left in `epoch`, the position is the next one's
         first sample: resumed as (epoch, all consumed), Lightning's loop would end at once.
 
@@ -173,15 +173,12 @@ class BatchSampler(Sampler[Indices]):
         return self._batches_in(self.size)
 
     def __iter__(self) -> Iterator[Indices]:
-        """Yield the batches from the position on; when that epoch was begun before, the next's."""
-        if not self.train:
-            return self._batches(0, 0)
-        if self._begun == self.epoch:
-            self.epoch, self.consumed = self.epoch + 1, 0
-        self._begun = self.epoch
-        return self._batches(self.epoch, self.consumed)
+        """Yield the batches from the position on; of the next epoch when that one was begun before.
 
-    def _batches(self, epoch: int, begin: int) -> Iterator[Indices]:
+        An epoch is begun when its first batch is asked for: a DataLoader with workers makes two
+        iterators for its first pass and uses one.
+        """
+        epoch, begin = self._begin() if self.train else (0, 0)
         order = self._order(epoch)
         count = self._batches_in(self.size - begin)
         for number in range(count):
@@ -190,6 +187,12 @@ class BatchSampler(Sampler[Indices]):
             if number == count - 1 and not self.drop_last:
                 high = self.size
             yield Indices(order(*self._share(low, high)), epoch)
+
+    def _begin(self) -> tuple[int, int]:
+        if self._begun == self.epoch:
+            self.epoch, self.consumed = self.epoch + 1, 0
+        self._begun = self.epoch
+        return self.epoch, self.consumed
 
     def _share(self, low: int, high: int) -> tuple[int, int]:
         samples = high - low

@@ -59,7 +59,7 @@ class GPT(Classifier):
         self._num_parameters = sum(parameter.numel() for parameter in self.parameters())
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Return logits [B, T, vocab_size] of token ids [B, T], or the mean loss for targets [B, T].
+        """Return logits [B, T, vocab_size] of ids [B, T], or their mean loss for targets [B, T].
 
         Raises:
             ValueError: T is larger than block_size.

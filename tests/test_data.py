@@ -229,11 +229,19 @@ def test_loading_a_state_goes_back() -> None:
     assert next(iter(sampler)).epoch == 1
 
 
-def test_an_iterator_keeps_the_position_it_was_made_at() -> None:
+def test_an_iterator_that_is_never_used_begins_no_epoch() -> None:
+    sampler = BatchSampler(48, 12, 5)
+    iter(sampler)
+    assert [batch.epoch for batch in sampler] == [0] * 4
+
+
+def test_an_iterator_in_use_is_not_disturbed() -> None:
     sampler = BatchSampler(48, 12, 5)
     iterator = iter(sampler)
+    next(iterator)
     sampler.set_position(4, 36)
-    assert next(iterator).epoch == 0
+    assert [batch.epoch for batch in iterator] == [0] * 3
+    assert [batch.epoch for batch in sampler] == [4]
 
 
 def test_an_epoch_that_is_used_up_is_the_start_of_the_next() -> None:
@@ -540,8 +548,9 @@ class Recorder(LightningModule):
 
     def on_train_start(self) -> None:
         current = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        done = self.loader.batch_sampler.batches_done
-        current.ready = current.started = current.processed = current.completed = done
+        moved = self.loader.batch_sampler.batches_done - current.processed
+        for counter in ("ready", "started", "processed", "completed"):
+            setattr(current, counter, getattr(current, counter) + moved)
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         self.seen.append(batch.tolist())

@@ -69,3 +69,60 @@ def test_kill(
     code, printed = drill.run()
     assert code == 0, printed
     assert_equal(drill, reference)
+
+
+VARIANTS = {
+    "two validations an epoch": ["trainer.val_check_interval=0.5"],
+    "accumulation": ["trainer.accumulate_grad_batches=2"],
+    "loader workers": ["data.num_workers=2"],
+    "in the foreground": ["checkpoint.asynchronous=false"],
+    "only at the ends of epochs": ["checkpoint.every_n_steps=null"],
+}
+
+
+@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kill_variants(
+    job: Callable[..., Job],
+    hit: Callable[..., dict[str, str]],
+    references: dict[tuple[str, ...], Job],
+    variant: str,
+    step: int,
+) -> None:
+    words = VARIANTS[variant]
+    reference = undisturbed(references, job, *words)
+    drill = job("run", *words)
+    code, printed = drill.run(**hit("SIGKILL", "train", step))
+    assert code == -9, printed
+    code, printed = drill.run()
+    assert code == 0, printed
+    assert_equal(drill, reference)
+
+
+STOPS = [("train", 5), ("train", 8), ("val", 9), ("val", 18), ("epoch", 9), ("end", 26)]
+
+
+@pytest.mark.parametrize(("name", "expected"), [("SIGTERM", 143), ("SIGINT", 130)])
+@pytest.mark.parametrize(("place", "step"), STOPS)
+def test_stop(
+    job: Callable[..., Job],
+    hit: Callable[..., dict[str, str]],
+    references: dict[tuple[str, ...], Job],
+    place: str,
+    step: int,
+    name: str,
+    expected: int,
+) -> None:
+    """A stop saves the very step at which it came, and says so with its exit code."""
+    words = ["checkpoint.every_n_steps=null"]
+    reference = undisturbed(references, job, *words)
+    drill = job("run", *words)
+    code, printed = drill.run(**hit(name, place, step))
+    assert code == expected, printed
+    assert drill.result()["exit_code"] == expected
+    saved = drill.state()["global_step"]
+    assert saved == step + (place in ("train", "end")), printed  # end: heard one step later
+    code, printed = drill.run()
+    assert code == 0, printed
+    assert f"going on from step {saved}" in printed
+    assert_equal(drill, reference)
