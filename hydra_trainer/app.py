@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, HydraTrainerError, did_you_mean
-from .job import CONFIG_ERROR, DONE, USER_ERROR, JobState
-
-EXIT_CODES = {"ConfigError": CONFIG_ERROR}
+from .job import CONFIG_ERROR, USER_ERROR, JobState
 
 
 class JobFailed(HydraTrainerError):
@@ -49,13 +47,28 @@ def main() -> None:
 
 def _hydra_main() -> None:
     import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from . import config
 
+    failed: list[Exception] = []
+
+    def task(cfg: Any) -> float | None:
+        try:
+            return run(cfg)
+        except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise
+            failed.append(error)  # Hydra would print a line of its own before it raised this again
+            return None
+
     config.register()
     hydra.main(version_base="1.3", config_path="pkg://hydra_trainer.conf", config_name="config")(
-        run
+        task
     )()
+    if failed:
+        raise failed[0]
 
 
 def run(cfg: Any) -> float | None:
@@ -161,8 +174,3 @@ def _keys(node: Any, prefix: str = "") -> Any:
         key = f"{prefix}.{name}" if prefix else str(name)
         yield key
         yield from _keys(value, key)
-
-
-def exit_code_of(state: JobState, code: int | None) -> int:
-    """Return the code to exit with for a job in a state."""
-    return DONE if state is JobState.SUCCEEDED else code or USER_ERROR

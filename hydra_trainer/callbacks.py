@@ -103,6 +103,7 @@ class Core(Callback):
         self.resume: dict[str, Any] | None = None
         self._restore: dict[str, Any] | None = None
         self._before_validation: dict[str, Any] | None = None
+        self._validated_batches = 0
         self._iterate_anew = False
         self._position = "mid"
         self._world = distributed.world_size()
@@ -254,6 +255,9 @@ class Core(Callback):
         self._restore_random()
         self._before_validation = random_state()
         self._position = "pending"
+        total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        # A resumed run counts the batch in which it was interrupted a second time.
+        self._validated_batches = total.ready = total.started = _processed_of(total)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -369,7 +373,11 @@ class Core(Callback):
             "metrics": self.metrics,
             "seconds": self.seconds(),
         }
-        _set_position(checkpoint["loops"]["fit_loop"], self._position)
+        loop = checkpoint["loops"]["fit_loop"]
+        if not pending:
+            total = loop["epoch_loop.val_loop.batch_progress"]["total"]
+            self._validated_batches = total["processed"]
+        _set_position(loop, self._position, self._validated_batches)
 
     # ----------------------------------------------------------------------------------- resume
 
@@ -417,16 +425,21 @@ def finished_epochs(trainer: Trainer) -> int:
 
 
 def _processed(progress: Any) -> int:
+    return _processed_of(progress.current)
+
+
+def _processed_of(counts: Any) -> int:
     # Lightning's annotation is that of a base class that lacks the counter.
-    return int(progress.current.processed)
+    return int(counts.processed)
 
 
-def _set_position(loop: dict[str, Any], position: str) -> None:
+def _set_position(loop: dict[str, Any], position: str, validated: int) -> None:
     """Rewrite Lightning's loop counters so that they say exactly where we are.
 
     Lightning infers from small differences between its counters in which hook a checkpoint was
     saved, and its inference has gaps: saved in the last batch of an epoch, the epoch's validation
-    is skipped on resume; saved at an epoch's end, the epoch's end runs twice.
+    is skipped on resume; saved at an epoch's end, the epoch's end runs twice. `validated` is how
+    many batches all validations before this one had.
     """
     batches = loop["epoch_loop.batch_progress"]
     epochs = loop["epoch_progress"]
@@ -442,7 +455,10 @@ def _set_position(loop: dict[str, Any], position: str) -> None:
         for counts in (batches["total"], batches["current"]):
             counts["completed"] = counts["processed"]
         # "Stopped while validating its first batch" is what makes Lightning validate first.
-        validation["total"].update(ready=1, started=1, processed=0, completed=0)
+        begun = validated + 1
+        validation["total"].update(
+            ready=begun, started=begun, processed=validated, completed=validated
+        )
         validation["current"].update(ready=1, started=1, processed=0, completed=0)
         validation["is_last_batch"] = False
 

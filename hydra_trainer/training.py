@@ -264,11 +264,12 @@ class _Session:
         # Everything is logged at the number of optimizer steps that were done; Lightning stamps a
         # validation with one less, which a resumed run would take for older than its checkpoint.
         log_metrics = trainer._logger_connector.log_metrics
-        trainer._logger_connector.log_metrics = (  # type: ignore[method-assign]
-            lambda values, step=None: log_metrics(
-                values, step or (None if "step" in values else trainer.global_step)
-            )
-        )
+
+        def log_at_step(metrics: dict[str, Any], step: int | None = None) -> None:
+            own = None if "step" in metrics else trainer.global_step
+            log_metrics(metrics, step or own)
+
+        trainer._logger_connector.log_metrics = log_at_step  # type: ignore[method-assign]
         return trainer
 
     def _strategy(self) -> Strategy | str:

@@ -11,7 +11,6 @@ import os
 import re
 import signal
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -249,7 +248,6 @@ def _guarded(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    began = time.monotonic()
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -83,18 +83,15 @@ class LocalLauncher:
         self._check_gpus(job)
         directory = Path(job.output).resolve()
         handle = JobHandle.local(directory)
-        with _lock(directory) as lock:
+        with _Lock(directory) as lock:
             if job.again or job.config["debug"]["mode"] != "off":
                 _set_aside(directory, keep=job.again)
             elif _finished(directory, job) is not None:
                 return handle
             _claim(directory, job)
-            lock.seek(0)
-            lock.truncate()
-            lock.write(f"{os.getpid()}\n")
-            lock.flush()
+            lock.name_holder()
             if spec["command"]:
-                self._supervise(spec, directory)
+                self._supervise(spec, directory, lock)
             else:
                 self._here(directory)
         return handle
@@ -104,11 +101,18 @@ class LocalLauncher:
 
         worker.run(worker.read_config(directory / "config.yaml"))
 
-    def _supervise(self, spec: dict[str, Any], directory: Path) -> None:
-        """Start the bootstrap, pass on the signals that we get, and wait for it."""
+    def _supervise(self, spec: dict[str, Any], directory: Path, lock: "_Lock") -> None:
+        """Start the bootstrap, pass on the signals that we get, and wait for it.
+
+        It holds the lock as well: when this process is killed, the ranks are still saving, and
+        the same command must not start beside them.
+        """
         (directory / "result.json").unlink(missing_ok=True)
         process = subprocess.Popen(
-            spec["command"], env={**os.environ, **spec["env"]}, start_new_session=True
+            spec["command"],
+            env={**os.environ, **spec["env"]},
+            start_new_session=True,
+            pass_fds=[lock.file.fileno()],
         )
 
         def forward(signum: int, frame: FrameType | None) -> None:
@@ -197,29 +201,40 @@ class LocalLauncher:
         return [(handle, self.status(handle)) for handle in handles]
 
 
-class _lock:
-    """Holds a run directory: two processes must not train in one."""
+class _Lock:
+    """Holds a run directory: two processes must not train in one.
+
+    The kernel lets go of it when the last process that has the file open ends, however it ends.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
-    def __enter__(self) -> TextIO:
+    def __enter__(self) -> "_Lock":
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._file = (self._directory / LOCK).open("a+")
+        self.file: TextIO = (self._directory / LOCK).open("a+")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = (self._directory / LOCK).read_text().strip() or "unknown"
-            self._file.close()
+            self.file.close()
             raise LaunchError(
                 f"Another process (pid {holder}) is training in {self._directory}. Wait for it "
                 f"(hydra-trainer wait {JobHandle.local(self._directory)}), or give this one "
                 "another place: hydra.run.dir=..."
             ) from None
-        return self._file
+        # Loader workers are forked and outlive a killed parent for seconds; they hold nothing.
+        os.register_at_fork(after_in_child=self.file.close)
+        return self
+
+    def name_holder(self) -> None:
+        """Write down who holds it, for `cancel` and for the message above."""
+        self.file.truncate(0)
+        self.file.write(f"{os.getpid()}\n")
+        self.file.flush()
 
     def __exit__(self, *exc: object) -> None:
-        self._file.close()
+        self.file.close()
 
 
 def _held(directory: Path) -> bool:

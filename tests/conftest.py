@@ -14,8 +14,8 @@ import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads do not survive a fork
 
-import lightning.pytorch  # noqa: E402, F401
-import torchmetrics  # noqa: E402, F401
+import lightning.pytorch  # noqa: F401
+import torchmetrics  # noqa: F401
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -89,8 +89,8 @@ def _become(words: list[str], printed: Path, env: dict[str, str]) -> None:
     file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: PTH123, SIM115
-    sys.stderr = open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
     os.environ |= env
     os.chdir(REPOSITORY)
     sys.argv = ["train.py", *words]

@@ -547,7 +547,7 @@ class Recorder(LightningModule):
         return self.loader
 
     def on_train_start(self) -> None:
-        current = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        current: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         moved = self.loader.batch_sampler.batches_done - current.processed
         for counter in ("ready", "started", "processed", "completed"):
             setattr(current, counter, getattr(current, counter) + moved)

@@ -25,10 +25,10 @@ def random_words(key: int, indices: npt.ArrayLike, count: int) -> Words:
     """
     first = np.asarray(indices, dtype=np.uint64)[:, None] * np.uint64(count)
     counter = first + np.arange(1, count + 1, dtype=np.uint64)
-    words: Words = counter * np.uint64(GOLDEN) + np.uint64(key)
-    words = (words ^ words >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    words = (words ^ words >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return words ^ words >> np.uint64(31)
+    words = np.asarray(counter * np.uint64(GOLDEN) + np.uint64(key), dtype=np.uint64)
+    words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return words ^ (words >> np.uint64(31))
 
 
 def below(words: Words, limit: int) -> npt.NDArray[np.int64]:
