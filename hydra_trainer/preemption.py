@@ -26,7 +26,7 @@ class Stopped(BaseException):
 class StopFlag:
     """Remembers the first signal that asked this process to stop. The second one ends it at once.
 
-    A context manager: the handlers before it are put back at the end.
+    A context manager: at the end it puts back the handlers that `install` replaced.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,6 @@ class StopFlag:
             self._before.setdefault(number, before)
 
     def __enter__(self) -> "StopFlag":
-        self.install()
         return self
 
     def __exit__(self, *exc: object) -> None:

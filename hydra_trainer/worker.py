@@ -72,10 +72,14 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     Raises what `training.train` raises, after writing what happened into result.json.
     """
     directory = Path(config["run"]["dir"])
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = _rank() == 0
     debugging = config["debug"]["mode"] in ("default", "attach")
     try:
         with NoStopFlag() if debugging else StopFlag() as flag:
+            if not bootstrap.supervised():
+                # With other ranks, a signal ends the process until training starts: there is
+                # nothing to save yet, and a rank that waits for a lost one would not hear it.
+                flag.install()
             result = _train(config, flag, directory, first)
     except BaseException as error:
         if first or not isinstance(error, Stopped):
@@ -113,7 +117,7 @@ def failure(config: dict[str, Any], error: BaseException) -> dict[str, Any]:
         "exit_code": exit_code(error),
         "name": config.get("run", {}).get("name"),
         "identity": config.get("run", {}).get("identity"),
-        "rank": int(os.environ.get("RANK", "0")),
+        "rank": _rank(),
         "error": {
             "type": type(error).__name__,
             "message": str(error),
@@ -152,7 +156,7 @@ def lost_peer(error: BaseException) -> bool:
 @contextlib.contextmanager
 def _log_file(directory: Path) -> Iterator[None]:
     """Send log records to this rank's own file, and rank 0's warnings to the terminal too."""
-    rank = int(os.environ.get("RANK", "0"))
+    rank = _rank()
     folder = directory / "logs"
     folder.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(folder / f"rank-{rank}.log")
@@ -199,6 +203,10 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))  # distributed.rank(), without torch
+
+
 def _own_output(directory: Path, rank: int) -> None:
     """Rank 0 prints; every other rank has a file."""
     if rank == 0:
@@ -222,11 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("usage: python -m hydra_trainer.worker CONFIG.yaml", file=sys.stderr)
         return CONFIG_ERROR
     _die_with_parent()
-    with StopFlag():  # from the first moment on, so that no signal is lost while torch loads
-        bootstrap.announce()
-        if bootstrap.should_not_start():
-            return DONE
-        code = _guarded(Path(words[0]))
+    bootstrap.announce()
+    if bootstrap.should_not_start():
+        return DONE
+    code = _guarded(Path(words[0]))
     return DONE if code > 128 and bootstrap.supervised() else code
 
 
@@ -234,13 +241,16 @@ def _guarded(path: Path) -> int:
     config: dict[str, Any] = {}
     try:
         config = read_config(path)
-        _own_output(Path(config["run"]["dir"]), int(os.environ.get("RANK", "0")))
+        _own_output(Path(config["run"]["dir"]), _rank())
         run(config)
     except (Stopped, KeyboardInterrupt, Exception) as error:
         if not config:
             bootstrap.leave_note(failure(config, error))
         if isinstance(error, HydraTrainerError):
             print(f"error: {error}", file=sys.stderr, flush=True)
+        elif lost_peer(error):
+            reason = str(error).strip().split("\n")[0]
+            print(f"rank {_rank()} lost another rank: {reason}", file=sys.stderr, flush=True)
         elif not isinstance(error, Stopped):
             traceback.print_exc()
         return exit_code(error)

@@ -133,8 +133,8 @@ def job(tmp_path: Path) -> Callable[..., Job]:
 def hit(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Make the environment for a drill: `hit("SIGKILL", "train", step=13)`."""
 
-    def make(event: str, place: str, step: int, rank: int = 0) -> dict[str, str]:
-        done = tmp_path / f"done-{event}-{place}-{step}-{rank}"
-        return {"DRILL": f"{event}:{place}:{step}:{rank}", "DRILL_DONE": str(done)}
+    def make(event: str, place: str, step: int, who: str = "0") -> dict[str, str]:
+        done = tmp_path / f"done-{event}-{place}-{step}-{who}"
+        return {"DRILL": f"{event}:{place}:{step}:{who}", "DRILL_DONE": str(done)}
 
     return make

@@ -1,9 +1,11 @@
 """A model that is hit by something at a chosen moment: what the drills train.
 
-`DRILL` holds `event:place:step:rank`, for example `SIGKILL:train:13:0`. It happens once: the file
-that `DRILL_DONE` names remembers.
+`DRILL` holds `event:place:step:who`, for example `SIGKILL:train:13:0`. `who` is a rank, `all`, or
+`launcher`, the process that the user started. It happens once: files named after `DRILL_DONE`
+remember. `DRILL_SEEN` names a folder where each rank notes which samples it trained on.
 """
 
+import hashlib
 import os
 import signal
 import time
@@ -18,6 +20,7 @@ class Drill(MLP):
     """An MLP with dropout that gets a signal, raises, or loses its mind at one step."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self._note_samples(batch[0])
         loss = super().training_step(batch, batch_idx)
         if self._hit("train"):
             loss = loss * float("nan")
@@ -38,10 +41,11 @@ class Drill(MLP):
         super().test_step(batch, batch_idx)
 
     def _hit(self, place: str) -> bool:
-        event, where, step, rank = os.environ.get("DRILL", ":::").split(":")
-        if where != place or int(rank) != self.global_rank or int(step) != self.global_step:
+        event, where, step, who = os.environ.get("DRILL", ":::").split(":")
+        mine = who in ("all", str(self.global_rank)) or (who == "launcher" and not self.global_rank)
+        if where != place or not mine or int(step) != self.global_step:
             return False
-        done = Path(os.environ["DRILL_DONE"])
+        done = Path(f"{os.environ['DRILL_DONE']}-{self.global_rank}")
         if done.exists():
             return False
         done.touch()
@@ -51,8 +55,17 @@ class Drill(MLP):
             return True
         if event == "hang":
             time.sleep(3600)
-        os.kill(os.getpid(), signal.Signals[event])
+        pid = os.getpid()
+        if who == "launcher":
+            pid = int(Path(self.trainer.default_root_dir, ".lock").read_text())
+        os.kill(pid, signal.Signals[event])
         return False
+
+    def _note_samples(self, images: torch.Tensor) -> None:
+        if "DRILL_SEEN" in os.environ:
+            names = [hashlib.sha1(image.numpy().tobytes()).hexdigest()[:12] for image in images]
+            note = Path(os.environ["DRILL_SEEN"], f"{self.global_step:03}-{self.global_rank}")
+            note.write_text("\n".join(names))
 
 
 class Strange(MLP):

@@ -1,0 +1,143 @@
+"""Two ranks under torchrun: a lost rank, a stop that reaches one of them, and who is told what."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra_trainer.launchers.local import LocalLauncher
+
+from hydra_trainer.job import JobHandle, JobState
+
+from .conftest import Job
+from .drill import same
+from .test_resume import assert_equal
+
+TWO = "resources.processes_per_node=2"
+Hit = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Two ranks that nothing happened to."""
+    from .conftest import SHORT
+
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "seen").mkdir()
+    job = Job(folder / "run", [*SHORT, TWO])
+    code, printed = job.run(DRILL_SEEN=str(folder / "seen"))
+    assert code == 0, printed
+    return job
+
+
+def seen(folder: Path) -> dict[int, list[str]]:
+    """Return the samples of each step, over all ranks."""
+    steps: dict[int, list[str]] = {}
+    for note in sorted(folder.iterdir()):
+        steps.setdefault(int(note.name[:3]), []).extend(note.read_text().split())
+    return steps
+
+
+def processes_of(directory: Path) -> list[str]:
+    """Return the command lines of all processes that name a run directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text()
+        except OSError:
+            continue
+        if str(directory) in words:
+            found.append(words.replace("\0", " "))
+    return found
+
+
+def test_a_killed_rank_is_started_again(reference: Job, job: Callable[..., Job], hit: Hit) -> None:
+    drill = job("run", TWO)
+    code, printed = drill.run(**hit("SIGKILL", "train", 13, "1"))
+    assert code == 0, printed
+    assert "going on from step 12" in printed
+    assert_equal(drill, reference)
+    assert processes_of(drill.directory) == []
+
+
+def test_a_stop_that_reaches_one_rank(
+    reference: Job, job: Callable[..., Job], hit: Hit, tmp_path: Path
+) -> None:
+    """All ranks save the same step and end; one process goes on with the very next samples."""
+    where = {"DRILL_SEEN": str(tmp_path / "seen")}
+    (tmp_path / "seen").mkdir()
+    drill = job("run", TWO, "checkpoint.every_n_steps=null")
+    code, printed = drill.run(**hit("SIGTERM", "train", 4, "1"), **where)
+    assert code == 143, printed
+    assert drill.result()["status"] == "stopped"
+    step = drill.state()["global_step"]
+    assert 5 <= step < 27
+    assert len(drill.state()["hydra_trainer"]["ranks"]) == 2
+
+    alone = Job(drill.directory, [word for word in drill.words if word != TWO])
+    code, printed = alone.run(**where)
+    assert code == 0, printed
+    assert f"going on from step {step}" in printed
+    result = alone.result()
+    assert (result["steps"], result["world_size"]) == (27, 1)
+    assert seen(tmp_path / "seen") == seen(reference.directory.parent / "seen")
+
+
+def test_a_stop_that_reaches_all_ranks(reference: Job, job: Callable[..., Job], hit: Hit) -> None:
+    """In the middle of a validation: it starts again, and counts nothing twice."""
+    drill = job("run", TWO, "trainer.stop_check_every_n_steps=1")
+    code, printed = drill.run(**hit("SIGTERM", "val", 9, "all"))
+    assert code == 143, printed
+    assert drill.state()["global_step"] == 9
+    code, printed = drill.run()
+    assert code == 0, printed
+    assert_equal(drill, reference)
+
+
+def test_a_stopped_and_a_killed_launcher(reference: Job, job: Callable[..., Job], hit: Hit) -> None:
+    drill = job("run", TWO)
+    code, printed = drill.run(**hit("SIGTERM", "end", 5, "launcher"))
+    assert code == 143, printed
+    assert drill.state()["global_step"] >= 5
+
+    with drill.start(**hit("SIGKILL", "train", 25, "launcher")) as process:
+        assert process.wait() == -9
+        handle = JobHandle.local(drill.directory)
+        # Nobody is left to wait for the ranks; they save, stop, and let go of the directory.
+        assert LocalLauncher().wait(handle).state in (JobState.CANCELLED, JobState.SUCCEEDED)
+        assert processes_of(drill.directory) == []
+
+    code, printed = drill.run()
+    assert code == 0, printed
+    assert_equal(drill, reference)
+
+
+def test_an_error_on_one_rank_ends_the_job(job: Callable[..., Job], hit: Hit) -> None:
+    """The user's own error is shown with its rank, and nothing is started again."""
+    drill = job("run", TWO)
+    code, printed = drill.run(**hit("raise", "train", 5, "1"))
+    assert code == 1, printed
+    result = drill.result()
+    assert (result["status"], result["exit_code"], result["rank"]) == ("failed", 1, 1)
+    assert result["error"]["type"] == "ZeroDivisionError"
+    assert 'raise ZeroDivisionError("the drill divided by zero")' in result["error"]["traceback"]
+    assert "error: rank 1 failed: the drill divided by zero" in printed
+    assert printed.count("2 processes") == 1
+    status = LocalLauncher().status(JobHandle.local(drill.directory))
+    assert (status.state, status.exit_code) == (JobState.FAILED, 1)
+
+
+def test_ranks_keep_their_own_logs(reference: Job) -> None:
+    logs = sorted(path.name for path in (reference.directory / "logs").iterdir())
+    assert logs == ["rank-0.log", "rank-1.log", "rank-1.out"]
+
+
+def test_every_rank_draws_its_own_numbers(reference: Job) -> None:
+    """Dropout differs between ranks; the samples do too, and together they are each epoch once."""
+    first, second = reference.state()["hydra_trainer"]["ranks"]
+    assert not same(first["random"]["torch"], second["random"]["torch"])
+    steps = seen(reference.directory.parent / "seen")
+    assert sorted(steps) == list(range(27))
+    for epoch in range(3):
+        samples = [name for step in range(9) for name in steps[9 * epoch + step]]
+        assert len(samples) == 9 * 128
+        assert len(set(samples)) > 0.99 * len(samples)  # digits has a few equal images
