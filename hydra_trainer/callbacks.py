@@ -127,7 +127,7 @@ class Core(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.flag.install()
         distributed.set_timeout(self.trainer_conf["steady_timeout"])
-        self.progress.start(trainer.max_epochs or 1, int(trainer.num_training_batches))
+        self.progress.start(*_length(trainer))
         self.fit_started = time.monotonic()
         self._saved_step = self._logged_step = trainer.global_step
         if self._iterate_anew:
@@ -256,6 +256,7 @@ class Core(Callback):
         self._before_validation = random_state()
         self._position = "pending"
         total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        trainer.fit_loop.epoch_loop.max_steps = int(self.trainer_conf["max_steps"])
         # A resumed run counts the batch in which it was interrupted a second time.
         self._validated_batches = total.ready = total.started = _processed_of(total)
 
@@ -393,6 +394,9 @@ class Core(Callback):
         self.resume = state
         self.best, self.metrics = state["best"], dict(state["metrics"])
         self.seconds_before = float(state["seconds"])
+        if state["position"] == "pending" and trainer.max_steps == checkpoint["global_step"]:
+            # Only the last validation is left, and Lightning would see nothing left to do.
+            trainer.fit_loop.epoch_loop.max_steps = trainer.max_steps + 1
         states = state["ranks"]
         if self.sampler is not None:
             # A strategy that restores after its set-up has made the loader already.
@@ -417,6 +421,16 @@ class Core(Callback):
         if self._restore is not None:
             set_random_state(self._restore)
             self._restore = None
+
+
+def _length(trainer: Trainer) -> tuple[int, int]:
+    """Return how many epochs this run has at most, and the batches of each."""
+    batches = int(trainer.num_training_batches)
+    epochs = trainer.max_epochs or 1
+    if trainer.max_steps > 0:
+        wanted = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / max(batches, 1))
+        epochs = min(epochs, wanted) if epochs > 0 else wanted
+    return epochs, batches
 
 
 def finished_epochs(trainer: Trainer) -> int:

@@ -261,6 +261,7 @@ class _Session:
         # callbacks.py.
         trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        self._validate_at_max_steps(trainer)
         # Everything is logged at the number of optimizer steps that were done; Lightning stamps a
         # validation with one less, which a resumed run would take for older than its checkpoint.
         log_metrics = trainer._logger_connector.log_metrics
@@ -271,6 +272,20 @@ class _Session:
 
         trainer._logger_connector.log_metrics = log_at_step  # type: ignore[method-assign]
         return trainer
+
+    def _validate_at_max_steps(self, trainer: Trainer) -> None:
+        """Validate after the last of `trainer.max_steps`, wherever in an epoch that is.
+
+        Lightning ends without: the run would have no objective for its final weights.
+        """
+        loop, last = trainer.fit_loop.epoch_loop, self.conf["max_steps"]
+        due = loop._should_check_val_fx
+
+        def due_or_last(data_fetcher: Any) -> bool:
+            at_end = 0 < last <= loop.global_step and trainer.enable_validation
+            return at_end or due(data_fetcher)
+
+        loop._should_check_val_fx = due_or_last  # type: ignore[method-assign]
 
     def _strategy(self) -> Strategy | str:
         if distributed.world_size() == 1:

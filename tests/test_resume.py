@@ -75,6 +75,7 @@ VARIANTS = {
     "loader workers": ["data.num_workers=2"],
     "in the foreground": ["checkpoint.asynchronous=false"],
     "only at the ends of epochs": ["checkpoint.every_n_steps=null"],
+    "max_steps": ["trainer.max_steps=14"],
 }
 
 
@@ -124,4 +125,27 @@ def test_stop(
     code, printed = drill.run()
     assert code == 0, printed
     assert f"going on from step {saved}" in printed
+    assert_equal(drill, reference)
+
+
+@pytest.mark.parametrize(
+    ("event", "place"), [("SIGKILL", "val"), ("SIGTERM", "val"), ("SIGTERM", "train")]
+)
+def test_the_last_validation_is_not_lost(
+    job: Callable[..., Job],
+    hit: Callable[..., dict[str, str]],
+    references: dict[tuple[str, ...], Job],
+    event: str,
+    place: str,
+) -> None:
+    """A run of max_steps ends in the middle of an epoch, with a validation of its final weights."""
+    words = ["trainer.max_steps=14"]
+    reference = undisturbed(references, job, *words)
+    assert reference.result()["steps"] == 14
+    assert reference.result()["objective"]["value"] == reference.result()["metrics"]["val/loss"]
+    drill = job("run", *words)
+    code, printed = drill.run(**hit(event, place, 14 - (place == "train")))
+    assert code in (-9, 143), printed
+    code, printed = drill.run()
+    assert code == 0, printed
     assert_equal(drill, reference)
