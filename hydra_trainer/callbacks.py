@@ -113,7 +113,7 @@ class Core(Callback):
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self._logged_step = -1
-        self._saved_step = -1
+        self._saved: Path | None = None
         self._finite_step = 0
 
     # ------------------------------------------------------------------------------ start, end
@@ -129,7 +129,7 @@ class Core(Callback):
         distributed.set_timeout(self.trainer_conf["steady_timeout"])
         self.progress.start(*_length(trainer))
         self.fit_started = time.monotonic()
-        self._saved_step = self._logged_step = trainer.global_step
+        self._logged_step = trainer.global_step
         if self._iterate_anew:
             assert trainer.fit_loop._data_fetcher is not None
             iter(trainer.fit_loop._data_fetcher)
@@ -139,22 +139,34 @@ class Core(Callback):
                 # nothing is restarting, and Lightning must not look for what to skip.
                 trainer.fit_loop.restarting = False
             trainer.should_stop = bool(self.resume["should_stop"])
+            if self.store is not None:
+                # It must not be written over: killed in between, the run would lose its place.
+                self._saved = self.store.folder(trainer.global_step, self.resume["position"])
         self._stop_if_agreed(trainer, save=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._agreement.settle()
         self.writer.finish()
-        if self.writer.error is not None and self.store is not None:
-            # Once more, in the foreground: the last weights are the ones that matter most.
-            self.writer.asynchronous = False
-            self._position = "epoch end"
-            self._save(trainer)
-            if self.writer.error is not None:
-                raise CheckpointError(
-                    f"The final weights could not be saved: {self.writer.error}. Make room in "
-                    f"{self.store.root} and run the same command again: it goes on from the last "
-                    "checkpoint."
-                )
+        self.writer.check()
+        if self.store is None or not self._on_any_rank(self.writer.error is not None):
+            return
+        # Once more, in the foreground: the last weights are the ones that matter most.
+        self.writer.asynchronous = False
+        self._saved, self._position = None, "epoch end"
+        self._save(trainer)
+        if self.writer.error is not None:
+            raise CheckpointError(
+                f"The final weights could not be saved: {self.writer.error}. Make room in "
+                f"{self.store.root} and run the same command again: it goes on from the last "
+                "checkpoint."
+            )
+
+    def _on_any_rank(self, here: bool) -> bool:
+        if self._world == 1:
+            return here
+        value = torch.tensor(int(here))
+        dist.all_reduce(value, dist.ReduceOp.MAX, group=self._agreement._group)
+        return bool(value)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.writer.finish()
@@ -183,6 +195,7 @@ class Core(Callback):
         samples = self.sampler.batch_size if self.sampler is not None else 0
         self.samples += samples
         self.progress.step(trainer.current_epoch, batch_idx + 1, samples)
+        self.writer.check()
         if step % self._log_every == 0 and step != self._logged_step:
             self._log_train(trainer, outputs, step)
         signum = self._agreement.check()
@@ -192,7 +205,7 @@ class Core(Callback):
             self.flag.signum = self.flag.signum or signum
             return
         self._position = "pending" if self._validation_follows(trainer) else "mid"
-        if step != self._saved_step and (signum or self._position == "mid"):
+        if signum or self._position == "mid":
             self._save(trainer)
         if signum:
             self._stop(signum)
@@ -232,12 +245,16 @@ class Core(Callback):
 
     def _refuse_loss(self, first: int, last: int) -> None:
         at = f"at step {last}" if first == last else f"between steps {first} and {last}"
+        self._refuse(f"The loss became NaN or infinite {at}")
+
+    def _refuse(self, what: str) -> NoReturn:
+        self.writer.finish()
         good = self.store.latest() if self.store else None
         where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint"
         raise NaNLossError(
-            f"The loss became NaN or infinite {at}; {where}. Common causes: a learning rate that "
-            "is too high (optim.lr), no gradient clipping (trainer.gradient_clip_val=1.0), bad "
-            "samples. debug=default or trainer.detect_anomaly=true names the operation."
+            f"{what}; {where}. Common causes: a learning rate that is too high (optim.lr), no "
+            "gradient clipping (trainer.gradient_clip_val=1.0), bad samples. debug=default or "
+            "trainer.detect_anomaly=true names the operation."
         )
 
     def _validation_follows(self, trainer: Trainer) -> bool:
@@ -283,6 +300,8 @@ class Core(Callback):
             self.best = {"value": value, "step": trainer.global_step}
 
     def _better(self, value: float) -> bool:
+        if math.isnan(value):
+            return False
         if self.best is None:
             return True
         if self.objective["mode"] == "max":
@@ -291,7 +310,7 @@ class Core(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.progress.epoch(trainer.current_epoch, trainer.global_step)
-        self._finite_before_saving(trainer.global_step)
+        self._finite_loss(trainer.global_step)
         last = finished_epochs(trainer)
         ends = last >= (trainer.max_epochs or 0) > 0 or trainer.should_stop
         ends = ends or 0 < trainer.max_steps <= trainer.global_step
@@ -316,21 +335,32 @@ class Core(Callback):
     def _stop(self, signum: int) -> None:
         self._agreement.settle()
         self.writer.finish()
+        self.writer.check()
         raise Stopped(signum)
 
-    def _finite_before_saving(self, step: int) -> None:
-        """Never save weights that a NaN has reached."""
+    def _finite_loss(self, step: int) -> None:
         if self._loss_sum is not None and not math.isfinite(self._loss_sum.item()):
             self._refuse_loss(self._finite_step + 1, step)
+
+    def _finite_weights(self, trainer: Trainer, step: int) -> None:
+        """Refuse what a finite loss with a NaN gradient made of the weights."""
+        for parameters in (trainer.lightning_module.parameters(),):
+            sums = [_local(p).sum(dtype=torch.float32) for p in parameters if p.is_floating_point()]
+        if sums and not math.isfinite(torch.stack(sums).sum().item()):
+            self._refuse(f"The weights became NaN or infinite at step {step}")
 
     def _save(self, trainer: Trainer) -> None:
         """Save a checkpoint of the current position. All ranks call it together."""
         if self.store is None:
             return
         step = trainer.global_step
-        self._finite_before_saving(step)
         done = self._position in ("validated", "epoch end")
-        folder = self.store.folder(step, validated=done)
+        folder = self.store.folder(step, self._position)
+        if folder == self._saved:
+            return
+        # Never save weights that a NaN has reached.
+        self._finite_loss(step)
+        self._finite_weights(trainer, step)
         meta = {
             **self.facts,
             "step": step,
@@ -339,7 +369,7 @@ class Core(Callback):
             "world_size": self._world,
             "metrics": self.metrics if done else {},
         }
-        self._saved_step = step
+        self._saved = folder
         trainer.save_checkpoint(folder / STATE, weights_only=False, storage_options=meta)
 
     def prune(self) -> None:

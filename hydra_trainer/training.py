@@ -89,6 +89,15 @@ class _Session:
         self._wire_optimizer(model)
         trainer = self._trainer(step, resumed=path is not None)
         self._greet(model, path, step)
+        self._log_config(trainer)
+        try:
+            return self._fit_and_test(trainer, model, data, path)
+        finally:
+            self._finish_loggers(trainer)
+
+    def _fit_and_test(
+        self, trainer: Trainer, model: LightningModule, data: LightningDataModule, path: str | None
+    ) -> dict[str, Any]:
         began, samples = time.monotonic(), self.core.samples
         with checkpoint.closing(self.writer):
             if path is not None:
@@ -333,6 +342,20 @@ class _Session:
         if path is not None:
             say(f"going on from step {step}: {Path(path).parent}")
 
+    def _log_config(self, trainer: Trainer) -> None:
+        """Give every logger what this run trains, as flat keys: model.width, optim.lr and so on."""
+        facts = {key: self.config[key] for key in ("model", "data", "optim", "trainer", "seed")}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(flat(facts))
+
+    def _finish_loggers(self, trainer: Trainer) -> None:
+        """End what Lightning leaves to the interpreter's exit, which a rank may never reach."""
+        for logger in trainer.loggers if self.first else []:
+            experiment = getattr(logger, "experiment", None)
+            finish = getattr(experiment, "finish", None)  # Weights & Biases
+            if callable(finish):
+                finish()
+
     # -------------------------------------------------------------------------------- afterwards
 
     def _test(
@@ -411,6 +434,15 @@ def write_environment(directory: Path, config: dict[str, Any]) -> None:
         "platform": platform.platform(),
     }
     (directory / "environment.json").write_text(json.dumps(known, indent=1) + "\n")
+
+
+def flat(node: dict[str, Any], key: str = "") -> dict[str, Any]:
+    """Return nested dicts as one, with dotted keys."""
+    found: dict[str, Any] = {}
+    for name, value in node.items():
+        path = f"{key}.{name}" if key else name
+        found |= flat(value, path) if isinstance(value, dict) else {path: value}
+    return found
 
 
 def _finite(value: float) -> float | None:

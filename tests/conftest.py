@@ -33,6 +33,7 @@ class Job:
             [sys.executable, "train.py", *self.words, *more, f"hydra.run.dir={self.directory}"],
             cwd=REPOSITORY,
             env=environment() | env,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -55,6 +55,9 @@ class Drill(MLP):
             return True
         if event == "hang":
             time.sleep(3600)
+        if event == "breakpoint":
+            breakpoint()
+            return False
         pid = os.getpid()
         if who == "launcher":
             pid = int(Path(self.trainer.default_root_dir, ".lock").read_text())
@@ -66,6 +69,14 @@ class Drill(MLP):
             names = [hashlib.sha1(image.numpy().tobytes()).hexdigest()[:12] for image in images]
             note = Path(os.environ["DRILL_SEEN"], f"{self.global_step:03}-{self.global_rank}")
             note.write_text("\n".join(names))
+
+
+class Broken(MLP):
+    """Its gradient is not a number."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        return loss + (loss.detach() - loss).sqrt()
 
 
 class Strange(MLP):

@@ -57,7 +57,7 @@ class Augmentation:
         return random_words(mix(self.seed, epoch_of(indices)), indices, 5)
 
     def move(self, images: Pixels, words: Words) -> Pixels:
-        """Return the images uint8 [B, C, H, W] cropped and flipped."""
+        """Return the images uint8 [B, C, H, W] cropped and flipped; those given may be used up."""
         if self.padding:
             span = 2 * self.padding + 1
             images = crop(

@@ -1,8 +1,8 @@
 """What the data modules here share: loaders, checks of their keys, arrays in files."""
 
 import os
-import tempfile
-from collections.abc import Sequence
+import uuid
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,13 +49,24 @@ class DataModule(LightningDataModule):
 
     `batch_size` is the number of samples of one step over all processes. The loaders are plain:
     hydra_trainer.data.resumable makes them resumable and shares them out.
+
+    `problems` are what the checks below have found wrong with the other keys; all problems are
+    raised together as one ConfigError.
     """
 
     train_set: BatchedDataset
     val_set: BatchedDataset
     test_set: BatchedDataset
 
-    def __init__(self, batch_size: int, num_workers: int) -> None:
+    def __init__(self, batch_size: int, num_workers: int, seed: int, *problems: list[str]) -> None:
+        found = [
+            *whole_number("batch_size", batch_size, 1, 64),
+            *whole_number("num_workers", num_workers, 0, 2),
+            *chain.from_iterable(problems),
+            *whole_number("seed", seed, 0, 0),
+        ]
+        if found:
+            raise ConfigError(found)
         super().__init__()
         self.batch_size = batch_size
         self.num_workers = num_workers
@@ -84,13 +95,6 @@ class DataModule(LightningDataModule):
         )
 
 
-def report(*problems: Sequence[str]) -> None:
-    """Raise one ConfigError with all the problems that the checks below have found, if any."""
-    found = [problem for group in problems for problem in group]
-    if found:
-        raise ConfigError(found)
-
-
 def whole_number(key: str, value: object, least: int, example: int) -> list[str]:
     """Return the problem with data.`key` when it is no whole number of at least `least`."""
     ok = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -108,12 +112,10 @@ def flag(key: str, value: object) -> list[str]:
     return problem_unless(isinstance(value, bool), key, value, "true or false", "true")
 
 
-def loader_keys(batch_size: object, num_workers: object) -> list[str]:
-    """Return the problems with the keys that every data module has."""
-    return [
-        *whole_number("batch_size", batch_size, 1, 64),
-        *whole_number("num_workers", num_workers, 0, 2),
-    ]
+def location(key: str, value: object, what: str, example: str) -> list[str]:
+    """Return the problem with data.`key` when it is no text that could be a path."""
+    ok = isinstance(value, str) and value.strip() != ""
+    return problem_unless(ok, key, value, f"the path of {what}", example)
 
 
 def problem_unless(ok: bool, key: str, value: object, allowed: str, example: object) -> list[str]:
@@ -124,8 +126,9 @@ def problem_unless(ok: bool, key: str, value: object, allowed: str, example: obj
 
 
 def expand(path: str) -> Path:
-    """Return the path with `~` and environment variables filled in."""
-    return Path(os.path.expandvars(path)).expanduser()
+    """Return the path with `~` and environment variables filled in, where they are known."""
+    # Not Path.expanduser, which raises for a user without a home, as in many containers.
+    return Path(os.path.expanduser(os.path.expandvars(path)))  # noqa: PTH111
 
 
 class MappedArray:
@@ -159,13 +162,15 @@ def write_atomically(path: Path, content: npt.NDArray[np.uint8]) -> None:
     Raises OSError when the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Two machines may write to one folder with equal process ids; and unlike tempfile's, this file
+    # can be read by others who share the folder.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(np.ascontiguousarray(content).data)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise

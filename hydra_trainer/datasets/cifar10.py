@@ -9,6 +9,7 @@ The images are unpacked once into a cache of two files in the record format of t
 (label, 1,024 red, 1,024 green, 1,024 blue bytes), which all processes of a machine map together.
 """
 
+import gzip
 import hashlib
 import io
 import logging
@@ -19,6 +20,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -34,9 +36,8 @@ from .base import (
     expand,
     flag,
     fraction,
-    loader_keys,
+    location,
     problem_unless,
-    report,
     whole_number,
     write_atomically,
 )
@@ -44,7 +45,8 @@ from .images import ImageDataset, shuffled_rows
 
 log = logging.getLogger(__name__)
 
-Records = npt.NDArray[np.uint8]
+Array = npt.NDArray[np.uint8]
+Records = Array | MappedArray
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 SHAPE = (3, 32, 32)
 RECORD = 1 + 3 * 32 * 32
@@ -63,6 +65,8 @@ BATCH_MD5 = {
     "test_batch": "40351d587109b95175f43aff81a1287e",
 }
 PUBLISHED = "published"
+# It finds damage, not attacks; machines in FIPS mode allow it for that.
+md5sum = partial(hashlib.md5, usedforsecurity=False)
 
 
 class CIFAR10(DataModule):
@@ -72,8 +76,8 @@ class CIFAR10(DataModule):
     `md5` is the sum that an archive must have: "published", another sum, or None to check none;
     with "published", unpacked python batches of the published size are checked too.
     `augment`: random crop with 4 pixels of reflection, and flip; `cutout` is a square's side.
-    `cache` is the folder of the unpacked copy; None is ~/.cache/hydra-trainer. When it cannot be
-    written the images are kept in memory.
+    `cache` is the folder of the unpacked copy; None is hydra-trainer in $XDG_CACHE_HOME or
+    ~/.cache. When it cannot be written the images are kept in memory.
 
     Batches are float32 [B, 3, 32, 32] and int64 [B]. Raises ConfigError for bad keys, DataError
     for files that are missing, incomplete, damaged or not what they should be.
@@ -91,23 +95,27 @@ class CIFAR10(DataModule):
         cache: str | None = None,
         seed: int = 0,
     ) -> None:
-        report(
-            loader_keys(batch_size, num_workers),
+        super().__init__(
+            batch_size,
+            num_workers,
+            seed,
+            location("root", root, "a folder", "~/data/cifar10"),
             flag("augment", augment),
             whole_number("cutout", cutout, 0, 16),
             fraction("val_fraction", val_fraction, 0.1),
             _md5_key(md5),
-            whole_number("seed", seed, 0, 0),
+            [] if cache is None else location("cache", cache, "a folder, or null", "null"),
         )
-        super().__init__(batch_size, num_workers)
         self.root = expand(root)
         self.md5 = md5
         self.cache = cache
         self.val_fraction = val_fraction
         self.augmentation = (
-            Augmentation(seed, padding=4, flip=True, cutout=cutout) if augment else None
+            Augmentation(seed, padding=4 if augment else 0, flip=augment, cutout=cutout)
+            if augment or cutout
+            else None
         )
-        self._sources: tuple[Records | MappedArray, Records | MappedArray] | None = None
+        self._parts: tuple[Records, Records] | None = None
 
     def prepare_data(self) -> None:
         """Unpack into the cache, in one process of each machine."""
@@ -122,10 +130,10 @@ class CIFAR10(DataModule):
         self.val_set = _dataset(train, rows[:held_out])
         self.test_set = _dataset(test, np.arange(len(test)))
 
-    def _load(self) -> tuple[Records | MappedArray, Records | MappedArray]:
-        if self._sources is None:
-            self._sources = load(self.root, self.md5, self.cache)
-        return self._sources
+    def _load(self) -> tuple[Records, Records]:
+        if self._parts is None:
+            self._parts = load(self.root, self.md5, self.cache)
+        return self._parts
 
 
 def _md5_key(md5: object) -> list[str]:
@@ -134,7 +142,7 @@ def _md5_key(md5: object) -> list[str]:
 
 
 def _dataset(
-    records: Records | MappedArray,
+    records: Records,
     rows: npt.NDArray[np.int64],
     augmentation: Augmentation | None = None,
 ) -> ImageDataset:
@@ -151,16 +159,14 @@ class Layout:
     folder: str
     md5: str
     suffix: str
-    parse: Callable[[bytes, str], Records]
+    parse: Callable[[bytes, str], Array]
 
     @property
     def files(self) -> list[str]:
         return [batch + self.suffix for batch in BATCHES]
 
 
-def load(
-    root: Path, md5: str | None, cache: str | None
-) -> tuple[Records | MappedArray, Records | MappedArray]:
+def load(root: Path, md5: str | None, cache: str | None) -> tuple[Records, Records]:
     """Return the training and the test records, uint8 [N, 3073], from the cache when it has them.
 
     Raises DataError as `read` does.
@@ -176,9 +182,7 @@ def load(
     return _keep(records, copies)
 
 
-def _keep(
-    records: tuple[Records, Records], copies: list[Path]
-) -> tuple[Records | MappedArray, Records | MappedArray]:
+def _keep(records: tuple[Array, Array], copies: list[Path]) -> tuple[Records, Records]:
     if not copies:
         return records
     try:
@@ -198,10 +202,15 @@ def _copies(source: Path, layout: Layout, md5: str | None, cache: str | None) ->
     ]
     name = hashlib.sha256(repr((facts, md5)).encode()).hexdigest()[:16]
     try:
-        folder = expand(cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+        folder = expand(cache) if cache else _default_cache()
     except RuntimeError:  # no home folder
         return []
-    return [folder / f"hydra-trainer-cifar10-{name}-{part}.bin" for part in ("train", "test")]
+    return [folder / f"cifar10-{name}-{part}.bin" for part in ("train", "test")]
+
+
+def _default_cache() -> Path:
+    caches = os.environ.get("XDG_CACHE_HOME")
+    return (Path(caches) if caches else Path.home() / ".cache") / "hydra-trainer"
 
 
 def _is_whole(copy: Path) -> bool:
@@ -238,7 +247,7 @@ def _candidates(root: Path) -> Iterator[tuple[Path, Layout]]:
             yield root, layout
 
 
-def read(source: Path, layout: Layout, md5: str | None) -> tuple[Records, Records]:
+def read(source: Path, layout: Layout, md5: str | None) -> tuple[Array, Array]:
     """Read an archive or a folder of batches: the training and the test records, uint8 [N, 3073].
 
     Raises DataError when the sum is not `md5`, a batch is missing, or one is damaged.
@@ -263,7 +272,7 @@ def _check_archive(archive: Path, layout: Layout, md5: str | None) -> None:
         return
     expected = layout.md5 if md5 == PUBLISHED else md5.lower()
     with archive.open("rb") as file:
-        found = hashlib.file_digest(file, _md5).hexdigest()
+        found = hashlib.file_digest(file, md5sum).hexdigest()
     if found != expected:
         whose = "the published one" if md5 == PUBLISHED else "data.md5"
         raise DataError(
@@ -273,20 +282,18 @@ def _check_archive(archive: Path, layout: Layout, md5: str | None) -> None:
         )
 
 
-def _md5() -> Any:
-    # It finds damage, not attacks; machines in FIPS mode allow it for that.
-    return hashlib.md5(usedforsecurity=False)
-
-
-def _read_archive(archive: Path, layout: Layout) -> dict[str, Records]:
+def _read_archive(archive: Path, layout: Layout) -> dict[str, Array]:
     """Parse the batches as they stream by. No member is written anywhere, whatever its path."""
     batches = {}
     try:
-        with tarfile.open(archive, "r|gz") as tar:
+        # Mode "r|gz" would not compare the sum at the end of the stream.
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             for member in tar:
                 path = PurePosixPath(member.name)
                 if path.name in layout.files and path.parent.name == layout.folder:
                     batches[path.name] = layout.parse(_content(tar, member), str(archive / path))
+            while stream.read(2**20):
+                pass
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise DataError(
             f"{archive} cannot be read, it is damaged or cut short ({error}): get it again "
@@ -302,7 +309,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     return file.read()
 
 
-def _read_folder(folder: Path, layout: Layout, md5: str | None) -> dict[str, Records]:
+def _read_folder(folder: Path, layout: Layout, md5: str | None) -> dict[str, Array]:
     if md5 not in (None, PUBLISHED):
         raise ConfigError(
             f"data.md5={md5} is the sum of an archive, but {folder} is a folder: type "
@@ -320,7 +327,7 @@ def _read_folder(folder: Path, layout: Layout, md5: str | None) -> dict[str, Rec
 
 
 def _check_batch(file: Path, content: bytes) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    found = md5sum(content).hexdigest()
     if found != BATCH_MD5[file.name]:
         raise DataError(
             f"{file} has the MD5 {found}, the published one is {BATCH_MD5[file.name]}: unpack the "
@@ -328,7 +335,7 @@ def _check_batch(file: Path, content: bytes) -> None:
         )
 
 
-def parse_binary(content: bytes, name: str) -> Records:
+def parse_binary(content: bytes, name: str) -> Array:
     """Return the records uint8 [N, 3073] of a batch of the binary version.
 
     Raises DataError when it is no whole number of records, or a label is no class.
@@ -343,7 +350,7 @@ def parse_binary(content: bytes, name: str) -> Records:
     return records
 
 
-def parse_python(content: bytes, name: str) -> Records:
+def parse_python(content: bytes, name: str) -> Array:
     """Return the records uint8 [N, 3073] of a batch of the python version, a pickled dictionary.
 
     Raises DataError when it is something else, or a label is no class.

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from hydra_trainer.errors import DataError
 
 from .augment import Augmentation
-from .base import DataModule, flag, loader_keys, report, whole_number
+from .base import DataModule, flag
 from .images import ImageDataset, shuffled_rows
 
 TRAIN, VAL = 1197, 300  # the other 300 are the test set
@@ -33,12 +33,7 @@ class Digits(DataModule):
     def __init__(
         self, batch_size: int = 64, num_workers: int = 0, augment: bool = False, seed: int = 0
     ) -> None:
-        report(
-            loader_keys(batch_size, num_workers),
-            flag("augment", augment),
-            whole_number("seed", seed, 0, 0),
-        )
-        super().__init__(batch_size, num_workers)
+        super().__init__(batch_size, num_workers, seed, flag("augment", augment))
         self.augmentation = Augmentation(seed, padding=1, pad_mode="constant") if augment else None
 
     def setup(self, stage: str) -> None:

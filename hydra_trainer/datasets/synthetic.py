@@ -1,27 +1,48 @@
 """Random images and random tokens, for benchmarks only: there is nothing in them to learn.
 
 Made from the seed, so they have no source and no licence. A sample is copied out of a pool of at
-most 64 MiB, so that making it costs no more than reading a real one from memory.
+most 64 MiB (or one sample), so that making it costs no more than reading a real one from memory.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 
 from hydra_trainer.data import mix
 
-from .base import (
-    Batch,
-    BatchedDataset,
-    DataModule,
-    loader_keys,
-    problem_unless,
-    report,
-    whole_number,
-)
+from .base import Batch, BatchedDataset, DataModule, problem_unless, whole_number
 
-POOL = 2**24  # numbers of 4 bytes: float32 pixels, int32 tokens
-TRAIN, VAL, TEST = 0, 1, 2
+POOL = 2**26  # bytes
+
+
+@dataclass(eq=False)
+class Repeated(BatchedDataset):
+    """`size` samples, of which sample i is number i modulo the number of samples in the pool."""
+
+    size: int
+    pool: Batch
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """Return the batch of these samples."""
+        inputs, targets = self.pool
+        rows = torch.tensor(indices) % len(inputs)
+        return inputs[rows], targets[rows]
+
+
+def pools(
+    size: int, seed: int, sample_bytes: int, make: Callable[[int, torch.Generator], Batch]
+) -> Iterator[Repeated]:
+    """Yield the samples to train, and a tenth as many to validate and to test."""
+    tenth = math.ceil(size / 10)
+    for part, length in enumerate([size, tenth, tenth]):
+        count = max(1, min(length, POOL // sample_bytes))
+        generator = torch.Generator().manual_seed(mix(seed, part))
+        yield Repeated(length, make(count, generator))
 
 
 class SyntheticImages(DataModule):
@@ -40,14 +61,14 @@ class SyntheticImages(DataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        report(
-            loader_keys(batch_size, num_workers),
-            _shape_key(shape),
+        super().__init__(
+            batch_size,
+            num_workers,
+            seed,
+            _shape(shape),
             whole_number("num_classes", num_classes, 2, 10),
             whole_number("size", size, 1, 50_000),
-            whole_number("seed", seed, 0, 0),
         )
-        super().__init__(batch_size, num_workers)
         self.shape = tuple(shape)
         self.num_classes = num_classes
         self.size = size
@@ -55,40 +76,22 @@ class SyntheticImages(DataModule):
 
     def setup(self, stage: str) -> None:
         """Make the pools."""
-        tenth = math.ceil(self.size / 10)
-        self.train_set = RandomImages(self.size, self.shape, self.num_classes, self.seed, TRAIN)
-        self.val_set = RandomImages(tenth, self.shape, self.num_classes, self.seed, VAL)
-        self.test_set = RandomImages(tenth, self.shape, self.num_classes, self.seed, TEST)
+        parts = pools(self.size, self.seed, 4 * math.prod(self.shape), self._make)
+        self.train_set, self.val_set, self.test_set = parts
+
+    def _make(self, count: int, generator: torch.Generator) -> Batch:
+        images = torch.randn(count, *self.shape, generator=generator)
+        return images, torch.randint(self.num_classes, (count,), generator=generator)
 
 
-def _shape_key(shape: list[int]) -> list[str]:
-    ok = (
-        isinstance(shape, list | tuple)
-        and len(shape) == 3
-        and all(isinstance(n, int) and n > 0 for n in shape)
-    )
-    return problem_unless(ok, "shape", shape, "[channels, height, width]", "[3,32,32]")
+def _shape(shape: object) -> list[str]:
+    ok = isinstance(shape, list | tuple) and len(shape) == 3 and all(map(_is_size, shape))
+    allowed = "three whole numbers, 1 or more: [channels, height, width]"
+    return problem_unless(ok, "shape", shape, allowed, "[3,32,32]")
 
 
-class RandomImages(BatchedDataset):
-    """Sample i is image i modulo the number of images in the pool."""
-
-    def __init__(
-        self, size: int, shape: tuple[int, ...], num_classes: int, seed: int, part: int
-    ) -> None:
-        self.size = size
-        pool = max(1, min(size, POOL // math.prod(shape)))
-        generator = torch.Generator().manual_seed(mix(seed, part))
-        self.images = torch.randn(pool, *shape, generator=generator)
-        self.labels = torch.randint(num_classes, (pool,), generator=generator)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Return (float32 [B, C, H, W], int64 [B])."""
-        rows = torch.tensor(indices) % len(self.images)
-        return self.images[rows], self.labels[rows]
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 class SyntheticTokens(DataModule):
@@ -106,14 +109,14 @@ class SyntheticTokens(DataModule):
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
-        report(
-            loader_keys(batch_size, num_workers),
+        super().__init__(
+            batch_size,
+            num_workers,
+            seed,
             whole_number("vocab_size", vocab_size, 2, 50_304),
             whole_number("block_size", block_size, 1, 1024),
             whole_number("size", size, 1, 10_000),
-            whole_number("seed", seed, 0, 0),
         )
-        super().__init__(batch_size, num_workers)
         self.vocab_size = vocab_size
         self.block_size = block_size
         self.size = size
@@ -121,29 +124,10 @@ class SyntheticTokens(DataModule):
 
     def setup(self, stage: str) -> None:
         """Make the pools."""
-        tenth = math.ceil(self.size / 10)
-        self.train_set = self._part(self.size, TRAIN)
-        self.val_set = self._part(tenth, VAL)
-        self.test_set = self._part(tenth, TEST)
+        parts = pools(self.size, self.seed, 8 * (self.block_size + 1), self._make)
+        self.train_set, self.val_set, self.test_set = parts
 
-    def _part(self, size: int, part: int) -> "RandomTokens":
-        return RandomTokens(size, self.vocab_size, self.block_size, self.seed, part)
-
-
-class RandomTokens(BatchedDataset):
-    """Sample i is window i modulo the number of windows in the pool."""
-
-    def __init__(self, size: int, vocab_size: int, block_size: int, seed: int, part: int) -> None:
-        self.size = size
-        pool = max(1, min(size, POOL // (block_size + 1)))
-        generator = torch.Generator().manual_seed(mix(seed, part))
-        shape = (pool, block_size + 1)
-        self.windows = torch.randint(vocab_size, shape, generator=generator, dtype=torch.int32)
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """Return inputs and targets, both int64 [B, T]."""
-        windows = self.windows[torch.tensor(indices) % len(self.windows)]
-        return windows[:, :-1].long(), windows[:, 1:].long()
+    def _make(self, count: int, generator: torch.Generator) -> Batch:
+        shape = (count, self.block_size + 1)
+        windows = torch.randint(self.vocab_size, shape, generator=generator)
+        return windows[:, :-1], windows[:, 1:]

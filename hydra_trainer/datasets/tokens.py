@@ -10,6 +10,8 @@ one; it is memory-mapped, so it may be larger than memory.
 """
 
 import hashlib
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +29,8 @@ from .base import (
     MappedArray,
     expand,
     fraction,
-    loader_keys,
+    location,
     problem_unless,
-    report,
     whole_number,
 )
 
@@ -63,16 +64,16 @@ class Tokens(DataModule):
         test_fraction: float = 0.05,
         seed: int = 0,
     ) -> None:
-        report(
-            loader_keys(batch_size, num_workers),
-            problem_unless(dtype in DTYPES, "dtype", dtype, " | ".join(DTYPES), "uint16"),
+        super().__init__(
+            batch_size,
+            num_workers,
+            seed,
+            [] if path is None else location("path", path, "a file, or null", "null"),
+            problem_unless(dtype in list(DTYPES), "dtype", dtype, " | ".join(DTYPES), "uint16"),
             whole_number("vocab_size", vocab_size, 2, 128),
             whole_number("block_size", block_size, 1, 128),
-            fraction("val_fraction", val_fraction, 0.05),
-            fraction("test_fraction", test_fraction, 0.05),
-            whole_number("seed", seed, 0, 0),
+            _fractions(val_fraction, test_fraction),
         )
-        super().__init__(batch_size, num_workers)
         self.path = None if path is None else expand(path)
         self.dtype = dtype
         self.vocab_size = vocab_size
@@ -112,16 +113,25 @@ class Tokens(DataModule):
                 "data.block_size, other fractions, or give a longer file."
             )
         return TokenWindows(
-            tokens,
-            begin,
-            end,
-            self.block_size,
-            self.vocab_size,
-            seed=self.seed if shifted else None,
+            tokens=tokens,
+            begin=begin,
+            end=end,
+            block_size=self.block_size,
+            vocab_size=self.vocab_size,
             name=name,
+            seed=self.seed if shifted else None,
         )
 
 
+def _fractions(val: float, test: float) -> list[str]:
+    problems = [*fraction("val_fraction", val, 0.05), *fraction("test_fraction", test, 0.05)]
+    if problems or val + test < 1:
+        return problems
+    allowed = f"a number below {1 - test:g}, to leave some to train on (data.test_fraction={test})"
+    return problem_unless(False, "val_fraction", val, allowed, f"{(1 - test) / 2:g}")
+
+
+@dataclass(eq=False, kw_only=True)
 class TokenWindows(BatchedDataset):
     """The windows of tokens[begin:end], side by side.
 
@@ -129,24 +139,13 @@ class TokenWindows(BatchedDataset):
     model does not see the same cuts again; the number of windows is the same for any offset.
     """
 
-    def __init__(
-        self,
-        tokens: Array,
-        begin: int,
-        end: int,
-        block_size: int,
-        vocab_size: int,
-        *,
-        seed: int | None,
-        name: str,
-    ) -> None:
-        self.tokens = tokens
-        self.begin = begin
-        self.end = end
-        self.block_size = block_size
-        self.vocab_size = vocab_size
-        self.seed = seed
-        self.name = name
+    tokens: Array
+    begin: int
+    end: int
+    block_size: int
+    vocab_size: int
+    name: str
+    seed: int | None
 
     def __len__(self) -> int:
         lost = 1 if self.seed is None else self.block_size
@@ -182,14 +181,17 @@ class TokenWindows(BatchedDataset):
 def map_tokens(path: Path, dtype: str) -> MappedArray:
     """Return the file's tokens, memory-mapped.
 
-    Raises DataError when there is no such file or its size does not fit the dtype.
+    Raises DataError when it cannot be read or its size does not fit the dtype.
     """
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
         raise DataError(
-            f"data.path={path} is no file: give a file of token ids (raw {dtype}, little-endian), "
-            "or type data.path=null for the built-in text."
-        )
-    size, width = path.stat().st_size, np.dtype(DTYPES[dtype]).itemsize
+            f"data.path={path} cannot be read ({error}): give a file of token ids (raw "
+            f"{dtype}, little-endian), or type data.path=null for the built-in text."
+        ) from error
+    width = np.dtype(DTYPES[dtype]).itemsize
     if size == 0 or size % width:
         raise DataError(
             f"{path} has {size} bytes, no whole number of {dtype} tokens of {width} bytes: it is "

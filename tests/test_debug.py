@@ -1,0 +1,132 @@
+"""debug=default|overfit|profile|attach: what a person at a keyboard does with them."""
+
+import json
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from .conftest import SHORT, Job
+
+Hit = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Callable[..., Job]:
+    """Make jobs that leave all settings of the trainer to `debug=...`."""
+
+    def make(*words: str) -> Job:
+        short = [word for word in SHORT if not word.startswith(("trainer.", "checkpoint."))]
+        return Job(tmp_path / "run", [*short, *words])
+
+    return make
+
+
+def test_a_breakpoint_in_the_model_works(job: Callable[..., Job], hit: Hit) -> None:
+    drill = job("debug=default")
+    with drill.start(**hit("breakpoint", "train", 0)) as process:
+        printed, _ = process.communicate("up\np 'loss is', float(loss.detach())\nc\n", timeout=100)
+    assert process.returncode == 0, printed
+    assert re.search(r"\('loss is', 2\.\d+\)", printed), printed
+    result = drill.result()
+    assert (result["steps"], result["world_size"]) == (1, 1)
+    assert not (drill.directory / "checkpoints").exists()
+
+
+def test_debug_trains_one_batch_of_each_loop_every_time(job: Callable[..., Job]) -> None:
+    """And without loader workers, whatever the recipe says."""
+    drill = job("experiment=cifar10_resnet18", "data=digits", "debug=default")
+    for _ in range(2):  # never "finished already": a debugger is there to see it again
+        code, printed = drill.run()
+        assert code == 0, printed
+        assert "test accuracy" in printed
+    config = yaml.safe_load((drill.directory / "config.yaml").read_text())
+    assert config["data"]["num_workers"] == 0
+    assert config["trainer"]["max_epochs"] == 1
+
+
+def test_an_anomaly_names_the_operation(job: Callable[..., Job]) -> None:
+    drill = job("model._target_=tests.drill.Broken", "debug=default")
+    code, printed = drill.run()
+    assert code == 1
+    assert "Backward0' returned nan values" in printed
+
+
+def test_overfit(job: Callable[..., Job]) -> None:
+    drill = job("debug=overfit", "model.hidden=64", "model.dropout=0", "optim.lr=0.01")
+    code, printed = drill.run()
+    assert code == 0, printed
+    losses = [float(text) for text in re.findall(r"train/loss (\S+)", printed)]
+    assert losses[-1] < 0.05 < 1 < losses[0]
+
+
+def test_profile(job: Callable[..., Job]) -> None:
+    drill = job("debug=profile")
+    code, printed = drill.run()
+    assert code == 0, printed
+    table = printed[printed.index("Self CPU %") :]
+    assert len(re.findall(r"^ .*\d%", table, re.MULTILINE)) == 10
+    trace = json.loads((drill.directory / "trace-0.json").read_text())
+    steps = [event for event in trace["traceEvents"] if "ProfilerStep" in event.get("name", "")]
+    assert len({event["name"] for event in steps}) == 10
+    assert "https://ui.perfetto.dev" in printed
+
+
+class Client:
+    """As much of a debugger's client (the Debug Adapter Protocol) as it takes to attach."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=60)
+        self._file = self._socket.makefile("rb")
+        self._sent = 0
+
+    def request(self, command: str, **arguments: Any) -> None:
+        self._sent += 1
+        message = {"seq": self._sent, "type": "request", "command": command}
+        body = json.dumps(message | {"arguments": arguments}).encode()
+        self._socket.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+
+    def wait_for(self, name: str) -> None:
+        """Read messages until an event or an answer of that name."""
+        while True:
+            length = int(self._file.readline().split(b":")[1])
+            self._file.readline()
+            message = json.loads(self._file.read(length))
+            if name in (message.get("event"), message.get("command")):
+                return
+
+
+def test_attach(job: Callable[..., Job]) -> None:
+    pytest.importorskip("debugpy")
+    drill = job("debug=attach", "debug.port=0", "trainer.max_epochs=1")
+    with drill.start() as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.search(r"waiting for a debugpy client on 127\.0\.0\.1:(\d+)", line):
+                break
+        else:
+            pytest.fail("it never said where it waits")
+        client = Client(int(found[1]))
+        client.request("initialize", adapterID="test")
+        client.wait_for("initialize")
+        client.request("attach")
+        client.wait_for("initialized")
+        client.request("configurationDone")
+        client.request("disconnect", terminateDebuggee=False)
+        printed = process.stdout.read()
+    assert process.returncode == 0, printed
+    assert "test accuracy" in printed
+
+
+def test_attach_to_a_port_that_is_taken(job: Callable[..., Job], tmp_path: Path) -> None:
+    pytest.importorskip("debugpy")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, printed = job("debug=attach", f"debug.port={port}").run()
+    assert code == 2, printed
+    assert f"debug.port is {port}, but debugpy cannot listen there" in printed
+    assert "Type debug.port=0" in printed
