@@ -113,7 +113,7 @@ def test_attach(job: Callable[..., Job]) -> None:
         client = Client(int(found[1]))
         client.request("initialize", adapterID="test")
         client.wait_for("initialize")
-        client.request("attach")
+        client.request("attach", justMyCode=True)
         client.wait_for("initialized")
         client.request("configurationDone")
         client.request("disconnect", terminateDebuggee=False)
