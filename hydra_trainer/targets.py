@@ -3,7 +3,7 @@
 Everything is refused that is not known to be wanted. Three looks at a `_target_`:
 
 1. `check_targets` reads the name: nothing is imported, so it runs before anything is submitted.
-2. `signature_problems` reads the source of the class: its arguments, defaults and annotations.
+2. `signature_problems` compares the arguments with the source of the class (source.py).
 3. `instantiate` imports the name and looks at what it really is. A name can be an alias, so what
    counts is the module and the base classes of the object that was found.
 
@@ -19,19 +19,30 @@ import ast
 import functools
 import importlib
 import importlib.util
-import inspect
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError, HydraTrainerError, did_you_mean
+from .source import (
+    Parameter,
+    Signature,
+    Unsure,
+    class_names,
+    class_signature,
+    find_module,
+    fits,
+    inspect_class,
+    is_module,
+    lookup,
+    submodules,
+)
 
 TRUSTED = ("hydra_trainer", "torch", "lightning", "torchmetrics")
 """Packages that a `_target_` may name without being asked."""
@@ -82,11 +93,6 @@ OWN_NODE = {
 
 _MISSING = "???"
 _EXAMPLES = {"int": "1", "float": "0.1", "bool": "true", "str": "text"}
-_DEPTH = 6  # imports and base classes that are followed from file to file
-
-
-class _Unsure(Exception):
-    """The source does not tell; only running it would."""
 
 
 # ---------------------------------------------------------------------------- 1. read the name
@@ -172,7 +178,7 @@ def _refusal(target: str, prefixes: tuple[str, ...], where: str) -> str | None:
         if part.startswith("_" if owned else "__"):
             return f"{part!r} is private. Name a public class, or {_wrap(where)}"
     for depth, part in enumerate(parts[1:], start=2):
-        if part in sys.stdlib_module_names and not _is_module(".".join(parts[:depth])):
+        if part in sys.stdlib_module_names and not is_module(".".join(parts[:depth])):
             parent = ".".join(parts[: depth - 1])
             return (
                 f"{part!r} is a module of the standard library that {parent} happens to import. "
@@ -202,8 +208,8 @@ def _outside(name: str, prefixes: tuple[str, ...], where: str) -> str | None:
 def _untrusted(name: str, prefixes: tuple[str, ...]) -> str:
     root = name.split(".")[0]
     hint = did_you_mean(root, prefixes)
-    ours = _find_module(f"hydra_trainer.{root}")
-    if ours and _find_module(root) in (None, ours):  # models/ as it lies in a checkout
+    ours = find_module(f"hydra_trainer.{root}")
+    if ours and find_module(root) in (None, ours):  # models/ as it lies in a checkout
         hint = f" Did you mean 'hydra_trainer.{name}'?"
     users = [prefix for prefix in prefixes if prefix not in TRUSTED]
     return (
@@ -232,24 +238,6 @@ def _wrap(where: str) -> str:
 # ---------------------------------------------------------------------------- 2. read the source
 
 
-class _Place(NamedTuple):
-    """Where a module lies: its source (None where there is none), and where its parts are."""
-
-    file: Path | None
-    folders: tuple[Path, ...]
-
-
-class _Parameter(NamedTuple):
-    name: str
-    annotation: str | None
-    default: str | None  # None: required
-
-
-class _Signature(NamedTuple):
-    parameters: tuple[_Parameter, ...]
-    open: bool  # takes any other keyword, too
-
-
 def signature_problems(
     node: dict[str, Any], key: str, ignore: Collection[str] = ("info",)
 ) -> list[str]:
@@ -274,8 +262,8 @@ def _source_problems(node: dict[str, Any], key: str, ignore: Collection[str]) ->
     target = node["_target_"]
     try:
         module, names = _split(target, key)
-        signature = _class_signature(module, _class(target, module, names, key))
-    except _Unsure:
+        signature = class_signature(module, _class(target, module, names, key))
+    except Unsure:
         return []
     except ConfigError as error:
         return error.problems
@@ -292,7 +280,7 @@ def _split(target: str, key: str) -> tuple[str, list[str]]:
     """Split a dotted path into its module, found on disk, and the names inside it."""
     parts = target.split(".")
     depth = 0
-    while depth < len(parts) and _find_module(".".join(parts[: depth + 1])):
+    while depth < len(parts) and find_module(".".join(parts[: depth + 1])):
         depth += 1
     if depth == 0:
         raise ConfigError(_no_module(target, parts[0], key))
@@ -305,287 +293,23 @@ def _class(target: str, module: str, names: list[str], key: str) -> tuple[str, a
 
     Raises:
         ConfigError: there is no such class.
-        _Unsure: it cannot be told.
+        Unsure: it cannot be told.
     """
-    found = _lookup(module, names[0])
+    found = lookup(module, names[0])
     if found and len(names) == 1:
         return found
     if found:
-        raise _Unsure  # a class inside a class
-    if _is_module(f"{module}.{names[0]}"):
+        raise Unsure  # a class inside a class
+    if is_module(f"{module}.{names[0]}"):
         raise ConfigError(_only_module(target, key))
     if len(names) > 1:
         missing = f"{module}.{names[0]}"
-        raise ConfigError(_no_module(target, missing, key, _submodules(module)))
-    raise ConfigError(_no_class(target, module, names[0], key, _class_names(module)))
-
-
-def _lookup(module: str, name: str, depth: int = 0) -> tuple[str, ast.ClassDef] | None:
-    """Return the class that a module knows by a name, following imports; None: no such name."""
-    if depth > _DEPTH:
-        raise _Unsure
-    bound, stars = _source(module)
-    statements = bound.get(name, ())
-    if len(statements) == 1:
-        return _definition(module, name, statements[0], depth)
-    if statements:
-        raise _Unsure  # defined twice: which one counts depends on what happens at run time
-    for star in stars:
-        if found := _lookup(_origin(module, star), name, depth + 1):
-            return found
-    if "__getattr__" in bound:
-        raise _Unsure
-    return None
-
-
-def _definition(
-    module: str, name: str, statement: ast.stmt, depth: int
-) -> tuple[str, ast.ClassDef]:
-    if isinstance(statement, ast.ClassDef):
-        return module, statement
-    if isinstance(statement, ast.ImportFrom):
-        original = next(a.name for a in statement.names if (a.asname or a.name) == name)
-        if found := _lookup(_origin(module, statement), original, depth + 1):
-            return found
-    raise _Unsure
-
-
-def _origin(module: str, statement: ast.ImportFrom) -> str:
-    """Return the absolute name of the module that a from-import reads."""
-    place = _find_module(module)
-    if not statement.level or place is None:
-        return statement.module or ""
-    package = module if place.folders else module.rpartition(".")[0]
-    relative = "." * statement.level + (statement.module or "")
-    try:
-        return importlib.util.resolve_name(relative, package)
-    except ImportError:
-        raise _Unsure from None
-
-
-def _source(module: str) -> tuple[dict[str, tuple[ast.stmt, ...]], tuple[ast.ImportFrom, ...]]:
-    place = _find_module(module)
-    if place is None or (place.file is None and not place.folders):
-        raise _Unsure
-    if place.file is None:
-        return {}, ()  # a folder without __init__.py
-    try:
-        return _parse(place.file, place.file.stat().st_mtime_ns)
-    except (OSError, UnicodeDecodeError):
-        raise _Unsure from None
-
-
-@functools.lru_cache(maxsize=256)
-def _parse(
-    file: Path, changed: int
-) -> tuple[dict[str, tuple[ast.stmt, ...]], tuple[ast.ImportFrom, ...]]:
-    """Return what each name at the top of a file is bound by, and its star imports."""
-    bound: dict[str, tuple[ast.stmt, ...]] = {}
-    stars = []
-    for statement in _statements(ast.parse(file.read_bytes(), str(file)).body):
-        for name in _bound_names(statement):
-            bound[name] = (*bound.get(name, ()), statement)
-        if isinstance(statement, ast.ImportFrom) and statement.names[0].name == "*":
-            stars.append(statement)
-    return bound, tuple(stars)
-
-
-def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements of a file, and of what is inside if, try and with."""
-    for statement in body:
-        yield statement
-        if isinstance(statement, ast.If | ast.Try | ast.With):
-            for block in ("body", "orelse", "finalbody"):
-                yield from _statements(getattr(statement, block, []))
-            for handler in getattr(statement, "handlers", []):
-                yield from _statements(handler.body)
-
-
-def _bound_names(statement: ast.stmt) -> Iterator[str]:
-    match statement:
-        case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
-            yield name
-        case ast.Import(names=names) | ast.ImportFrom(names=names):
-            yield from (alias.asname or alias.name.split(".")[0] for alias in names)
-        case ast.Assign(targets=targets):
-            found = [name for t in targets for name in ast.walk(t) if isinstance(name, ast.Name)]
-            yield from (name.id for name in found if isinstance(name.ctx, ast.Store))
-        case ast.AnnAssign(target=ast.Name(id=name)):
-            yield name
-
-
-def _is_module(name: str) -> bool:
-    return _find_module(name) is not None
-
-
-def _find_module(name: str) -> _Place | None:
-    """Find a module without importing anything."""
-    parent, _, last = name.rpartition(".")
-    if not parent:
-        return _from_spec(name)
-    place = _find_module(parent)
-    for folder in place.folders if place else ():
-        package, file = folder / last, folder / f"{last}.py"
-        if (package / "__init__.py").is_file():
-            return _Place(package / "__init__.py", (package,))
-        if file.is_file():
-            return _Place(file, ())
-        if any(folder.glob(f"{last}.*.so")) or any(folder.glob(f"{last}.*.pyd")):
-            return _Place(None, ())
-    if parent in sys.modules and (mapped := _from_spec(name)):
-        return mapped  # a folder that lies elsewhere, such as our own models/
-    spread = tuple(f / last for f in (place.folders if place else ()) if (f / last).is_dir())
-    return _Place(None, spread) if spread else None
-
-
-def _from_spec(name: str) -> _Place | None:
-    try:
-        spec: ModuleSpec | None = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
-        return None
-    if spec is None:
-        return None
-    file = Path(spec.origin) if spec.origin and spec.origin.endswith(".py") else None
-    if file and not file.is_file():  # in a zip file
-        return _Place(None, ())
-    return _Place(file, tuple(map(Path, spec.submodule_search_locations or ())))
-
-
-def _class_names(module: str) -> list[str]:
-    """Return the public classes of a module; of a package that has none, those it imports."""
-    bound, _ = _source(module)
-    public = {name: first for name, (first, *_) in bound.items() if not name.startswith("_")}
-    own = [name for name, first in public.items() if isinstance(first, ast.ClassDef)]
-    return own or [n for n, f in public.items() if isinstance(f, ast.ImportFrom) and n[0].isupper()]
-
-
-def _submodules(module: str) -> list[str]:
-    place = _find_module(module)
-    found = [path for folder in (place.folders if place else ()) for path in folder.iterdir()]
-    names = {path.stem for path in found if path.suffix == ".py" or path.is_dir()}
-    return sorted(name for name in names if name.isidentifier() and not name.startswith("_"))
-
-
-# ---------------------------------------------------------------------------- signatures
-
-
-def _class_signature(module: str, found: tuple[str, ast.ClassDef]) -> _Signature:
-    """Return the arguments of a class, from its source.
-
-    Raises:
-        _Unsure: a decorator, a metaclass, `__new__` or a base decides, in a way we cannot follow.
-    """
-    return _signature(*found, depth=0)
-
-
-def _signature(module: str, node: ast.ClassDef, depth: int) -> _Signature:
-    decorators = {_last_name(decorator) for decorator in node.decorator_list}
-    if node.keywords or decorators - {"dataclass", "final", "runtime_checkable"}:
-        raise _Unsure
-    if "dataclass" in decorators and not _methods(node, "__init__"):
-        return _Signature(tuple(_fields(module, node, depth)), False)
-    if functions := _methods(node, "__init__"):
-        return _from_init(functions[-1])
-    if _methods(node, "__new__"):
-        raise _Unsure
-    base = _base(module, node, depth)
-    return _signature(*base, depth + 1) if base else _Signature((), False)
-
-
-def _base(module: str, node: ast.ClassDef, depth: int) -> tuple[str, ast.ClassDef] | None:
-    """Return the one base class that matters; None: there is none."""
-    bases = [base for base in node.bases if _last_name(base) not in ("object", "ABC", "Generic")]
-    if not bases:
-        return None
-    if len(bases) > 1 or not isinstance(bases[0], ast.Name):
-        raise _Unsure
-    if found := _lookup(module, bases[0].id, depth + 1):
-        return found
-    raise _Unsure
-
-
-def _methods(node: ast.ClassDef, name: str) -> list[ast.FunctionDef]:
-    found = [f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == name]
-    plain = [f for f in found if not f.decorator_list]
-    if found and not plain:
-        raise _Unsure
-    return plain
-
-
-def _from_init(function: ast.FunctionDef) -> _Signature:
-    args = function.args
-    if len(args.posonlyargs) > 1:
-        raise _Unsure
-    named = [*args.posonlyargs, *args.args][1:]
-    defaults: list[ast.expr | None] = [None] * (len(named) - len(args.defaults))
-    defaults += args.defaults[-len(named) :] if named else []
-    pairs = [*zip(named, defaults, strict=True)]
-    pairs += zip(args.kwonlyargs, args.kw_defaults, strict=True)
-    return _Signature(
-        tuple(_Parameter(a.arg, _text(a.annotation), _text(d)) for a, d in pairs),
-        args.kwarg is not None,
-    )
-
-
-def _fields(module: str, node: ast.ClassDef, depth: int) -> Iterator[_Parameter]:
-    """Yield the arguments of a dataclass, those of its base first."""
-    fields: dict[str, _Parameter] = {}
-    if base := _base(module, node, depth):
-        fields |= {field.name: field for field in _signature(*base, depth + 1).parameters}
-    for statement in node.body:
-        match statement:
-            case ast.AnnAssign(target=ast.Name(id=name)) if field := _field(name, statement):
-                fields[name] = field
-    yield from fields.values()
-
-
-def _field(name: str, statement: ast.AnnAssign) -> _Parameter | None:
-    annotation, value = statement.annotation, statement.value
-    if _last_name(annotation) in ("ClassVar", "KW_ONLY"):
-        return None
-    if _last_name(annotation) == "InitVar":
-        raise _Unsure
-    if not (isinstance(value, ast.Call) and _last_name(value) == "field"):
-        return _Parameter(name, _text(annotation), _text(value))
-    given = {keyword.arg: keyword.value for keyword in value.keywords}
-    if "init" in given:
-        return None if _text(given["init"]) == "False" else _Parameter(name, None, "...")
-    default = given.get("default") or given.get("default_factory")
-    return _Parameter(name, _text(annotation), _text(default))
-
-
-def _last_name(node: ast.expr) -> str:
-    """Return `Name` of Name, module.Name, Name[...] and Name(...)."""
-    match node:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case ast.Subscript(value=inner) | ast.Call(func=inner):
-            return _last_name(inner)
-    return ""
-
-
-def _text(node: ast.expr | None) -> str | None:
-    return None if node is None else ast.unparse(node)
-
-
-def _inspect(found: type) -> tuple[inspect.Signature, _Signature] | None:
-    """Return the arguments of an imported class; None where it does not tell (C code)."""
-    try:
-        real = inspect.signature(found)
-    except (TypeError, ValueError):
-        return None
-    keywords = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    parameters = [
-        _Parameter(p.name, None, None if p.default is p.empty else _short(p.default))
-        for p in real.parameters.values()
-        if p.kind in keywords
-    ]
-    opened = any(p.kind is p.VAR_KEYWORD for p in real.parameters.values())
-    return real, _Signature(tuple(parameters), opened)
+        raise ConfigError(_no_module(target, missing, key, submodules(module)))
+    raise ConfigError(_no_class(target, module, names[0], key, class_names(module)))
 
 
 def _call_problems(
-    signature: _Signature, node: dict[str, Any], key: str, ignore: Collection[str] = ()
+    signature: Signature, node: dict[str, Any], key: str, ignore: Collection[str] = ()
 ) -> list[str]:
     given = {n: v for n, v in node.items() if n not in RESERVED and n not in ignore}
     known = {parameter.name: parameter for parameter in signature.parameters}
@@ -603,7 +327,7 @@ def _call_problems(
     return problems
 
 
-def _unknown(name: str, target: str, key: str, signature: _Signature) -> str:
+def _unknown(name: str, target: str, key: str, signature: Signature) -> str:
     names = [parameter.name for parameter in signature.parameters]
     takes = [f"{p.name}={p.default}" if p.default else p.name for p in signature.parameters]
     return (
@@ -612,19 +336,19 @@ def _unknown(name: str, target: str, key: str, signature: _Signature) -> str:
     )
 
 
-def _required(parameter: _Parameter, target: str, key: str) -> str:
+def _required(parameter: Parameter, target: str, key: str) -> str:
     kind = f" ({parameter.annotation})" if parameter.annotation else ""
     where = _join(key, parameter.name)
     return f"{where} has no value, but {target} needs one{kind}. {_give(f'+{where}')}"
 
 
-def _value_problems(parameter: _Parameter, value: Any, target: str, key: str) -> list[str]:
+def _value_problems(parameter: Parameter, value: Any, target: str, key: str) -> list[str]:
     where, annotation = _join(key, parameter.name), parameter.annotation
     if isinstance(value, str) and value == _MISSING:
         return [f"{where} has no value. {_give(where)}"]
     if annotation is None or (value is None and parameter.default == "None"):
         return []
-    if (isinstance(value, dict) and "_target_" in value) or _fits(annotation, value):
+    if (isinstance(value, dict) and "_target_" in value) or fits(annotation, value):
         return []
     example = _EXAMPLES.get(annotation.split(" | ")[0])
     if parameter.default and parameter.default[0].isdigit():
@@ -634,58 +358,6 @@ def _value_problems(parameter: _Parameter, value: Any, target: str, key: str) ->
         f"{where} is {_short(value)} ({type(value).__name__}), but {target} takes "
         f"{annotation}.{hint}"
     ]
-
-
-def _fits(annotation: str | ast.expr, value: Any) -> bool:
-    """Say whether a plain value can be what an annotation asks for; unknown annotations take all.
-
-    int is not bool, float takes int, and a list is as good as a tuple: YAML has no tuples.
-    """
-    match ast.parse(annotation, mode="eval").body if isinstance(annotation, str) else annotation:
-        case ast.Constant(value=None):
-            return value is None
-        case ast.Constant(value=str() as text):
-            return _fits(text, value)
-        case ast.BinOp(op=ast.BitOr(), left=left, right=right):
-            return _fits(left, value) or _fits(right, value)
-        case ast.Subscript(value=outer, slice=inner):
-            return _fits_inside(_last_name(outer), inner, value)
-        case ast.Name(id="bool"):
-            return isinstance(value, bool)
-        case ast.Name(id="int"):
-            return isinstance(value, int) and not isinstance(value, bool)
-        case ast.Name(id="float"):
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case ast.Name(id="str"):
-            return isinstance(value, str)
-    return True
-
-
-def _fits_inside(outer: str, inner: ast.expr, value: Any) -> bool:
-    """`_fits` for outer[inner]."""
-    items = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    match outer:
-        case "Optional":
-            return value is None or _fits(inner, value)
-        case "Union":
-            return any(_fits(item, value) for item in items)
-        case "Literal":
-            return any(value == o and type(value) is type(o) for o in _options(items))
-        case "list" | "List" | "Sequence":
-            return isinstance(value, list) and all(_fits(inner, item) for item in value)
-        case "tuple" | "Tuple":
-            return isinstance(value, list) and _fits_tuple(items, value)
-    return True
-
-
-def _options(items: list[ast.expr]) -> list[Any]:
-    return [item.value for item in items if isinstance(item, ast.Constant)]
-
-
-def _fits_tuple(items: list[ast.expr], value: list[Any]) -> bool:
-    if len(items) == 2 and isinstance(items[1], ast.Constant) and items[1].value is ...:
-        return all(_fits(items[0], item) for item in value)
-    return len(items) == len(value) and all(map(_fits, items, value))
 
 
 # ---------------------------------------------------------------------------- 3. import and build
@@ -776,7 +448,7 @@ def _locate(target: str, key: str) -> Any:
         inside = isinstance(parent, ModuleType)
         found = (_import(path, target, key) if inside else None) or _attribute(parent, part)
         if found is None and inside:
-            raise ConfigError(_no_module(target, path, key, _submodules(parent.__name__)))
+            raise ConfigError(_no_module(target, path, key, submodules(parent.__name__)))
         if isinstance(found, ModuleType) and found.__name__ != path:
             raise ConfigError(_alias(target, path, found.__name__, key))
     last = _attribute(found, rest[-1])
@@ -843,7 +515,7 @@ def _check_call(
     Raises:
         ConfigError: the class does not take these arguments.
     """
-    if (read := _inspect(found)) is None:
+    if (read := inspect_class(found)) is None:
         return
     real, signature = read
     call = {"_target_": target, "_args_": args, "_partial_": partial}
@@ -943,7 +615,7 @@ def _no_class(target: str, module: str, name: str, key: str, known: list[str]) -
 
 def _only_module(target: str, key: str) -> str:
     where = _join(key, "_target_")
-    has = ", ".join(_class_names(target)[:12]) or "none"
+    has = ", ".join(class_names(target)[:12]) or "none"
     return (
         f"{where} is {target!r}, but that is a module, and only classes are built. Its classes: "
         f"{has}. Type {where}={target}.NAME."

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from hydra_trainer.models.mlp import MLP
 
 

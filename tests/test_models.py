@@ -7,23 +7,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import hydra_trainer.conf
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from hydra import compose, initialize_config_module
 from hydra.utils import get_class
-from hydra_trainer.models.classifier import Classifier
-from hydra_trainer.models.convnet import ConvNet
-from hydra_trainer.models.gpt import GPT
-from hydra_trainer.models.mlp import MLP
-from hydra_trainer.models.resnet18 import ResNet18
 from lightning import Trainer
 from omegaconf import OmegaConf
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
+
+import hydra_trainer.conf
+from hydra_trainer.models.classifier import Classifier
+from hydra_trainer.models.convnet import ConvNet
+from hydra_trainer.models.gpt import GPT
+from hydra_trainer.models.mlp import MLP
+from hydra_trainer.models.resnet18 import ResNet18
 
 IMAGE_MODELS = (MLP, ConvNet, ResNet18)
 SMALL_GPT = {"vocab_size": 17, "block_size": 12, "n_layer": 2, "n_head": 2, "n_embd": 16}

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hydra_trainer.launchers.local import LocalLauncher
 
 from hydra_trainer.job import JobHandle, JobState
+from hydra_trainer.launchers.local import LocalLauncher
 
 from .conftest import Job
 from .drill import same

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from hydra_trainer import checkpoint, sharding
 
 from .conftest import Job

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from hydra_trainer import targets
+from hydra_trainer import source, targets
 from hydra_trainer.errors import ConfigError, DataError
 from hydra_trainer.targets import TRUSTED, check_targets, instantiate, signature_problems
 
@@ -298,7 +298,7 @@ def test_no_name_outside_the_trusted_packages_passes(parts: list[str], start: st
 )
 def test_no_module_of_the_standard_library_is_reached(start: str, module: str, name: str) -> None:
     problem = check_targets(node(f"{start}.{module}.{name}"), TRUSTED, "model")
-    assert problem or targets._find_module(f"{start}.{module}")
+    assert problem or source.find_module(f"{start}.{module}")
 
 
 # ---------------------------------------------------------------------------- identity
@@ -725,8 +725,8 @@ def test_the_source_and_the_class_agree() -> None:
         module, names = targets._split(target, "model")
         try:
             found = targets._class(target, module, names, "model")
-            signature = targets._class_signature(module, found)
-        except targets._Unsure:
+            signature = source.class_signature(module, found)
+        except source.Unsure:
             continue
         real = inspect.signature(targets._load(target, TRUSTED, "model")).parameters.values()
         named = {p.name: p.default is p.empty for p in real if p.kind not in (2, 4)}
