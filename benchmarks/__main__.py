@@ -1,0 +1,38 @@
+"""`python -m benchmarks [NAME ...] [--quick]`: measure, and print one table."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+
+from . import checkpoints, gpu, starts, steps
+from .table import Row, show
+
+ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
+    "steps": steps.one_process,
+    "ranks": steps.two_ranks,
+    "command": starts.command,
+    "checkpoint": checkpoints.rows,
+    "restart": starts.restart,
+    "memory": starts.memory,
+    "gpu": gpu.rows,
+}
+
+
+def main(words: list[str]) -> int:
+    """Run the chosen benchmarks; 1 when a target was missed."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(ALL))
+    parser.add_argument("--quick", action="store_true", help="small and once: does it run?")
+    options = parser.parse_args(words)
+    if unknown := set(options.names) - ALL.keys():
+        parser.error(f"unknown: {', '.join(unknown)}; known: {', '.join(ALL)}")
+    rows: list[Row] = []
+    for name in options.names or ALL:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        rows += ALL[name](options.quick)
+    show(rows)
+    return int(any(row.verdict == "MISSED" for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
