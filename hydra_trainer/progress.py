@@ -4,7 +4,8 @@ import sys
 import time
 from typing import Protocol
 
-REFRESH = 0.1  # seconds between two updates of the bar
+REFRESH = 0.1  # seconds between two updates of the bar, at least
+SHARE = 0.01  # of the time, at most, goes into drawing it: an update takes some 5 ms of CPU
 LINE_EVERY = 30.0  # seconds between two lines within an epoch
 
 
@@ -92,13 +93,14 @@ class Bar:
             TextColumn("{task.fields[rate]} samples/s"),
             TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[values]}"),
-            refresh_per_second=1 / REFRESH,
+            auto_refresh=False,  # a thread of its own draws as often as it likes
             transient=True,
         )
         self._task = self._bar.add_task("starting", total=None, rate="-", values="")
         self._values: dict[str, float] = {}
         self._epochs = self._batches = self._samples = 0
         self._rate = "-"
+        self._interval = REFRESH
         self._since = time.monotonic()
 
     def start(self, epochs: int, steps_per_epoch: int) -> None:
@@ -110,7 +112,7 @@ class Bar:
     def step(self, epoch: int, batch: int, samples: int) -> None:
         self._samples += samples
         now = time.monotonic()
-        if now - self._since < REFRESH:
+        if now - self._since < self._interval:
             return
         self._rate = f"{self._samples / (now - self._since):,.0f}"
         self._since, self._samples = now, 0
@@ -120,7 +122,9 @@ class Bar:
             completed=epoch * self._batches + batch,
             rate=self._rate,
             values=shown(self._values),
+            refresh=True,
         )
+        self._interval = max(REFRESH, (time.monotonic() - now) / SHARE)
 
     def metrics(self, values: dict[str, float]) -> None:
         self._values |= values
