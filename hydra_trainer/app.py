@@ -6,6 +6,7 @@ when the job runs elsewhere.
 
 import contextlib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,14 +82,14 @@ def run(cfg: Any) -> float | None:
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
         plain = config.validate(cfg)
+        job = config.to_job(plain, directory)
+        trusted = (*TRUSTED, *plain["trusted_modules"])
+        place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
+        handle, status = launcher.run(place, job)
     except ConfigError:
         with contextlib.suppress(OSError):
-            directory.rmdir()  # Hydra made it; nothing was started there
+            directory.rmdir()  # Hydra made it; where nothing was started, nothing stays
         raise
-    job = config.to_job(plain, directory)
-    trusted = (*TRUSTED, *plain["trusted_modules"])
-    place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
-    handle, status = launcher.run(place, job)
     result = status.result or {}
     if status.state is JobState.SUCCEEDED:
         report.summary(result, Path(job.output), sys.argv[1:])
@@ -135,42 +136,49 @@ def _print_problems(problems: Sequence[str]) -> None:
 
 
 def _hydra_problem(error: BaseException, words: Sequence[str]) -> str:
-    """Return Hydra's message with the closest name that exists."""
+    """Return what Hydra found wrong, with the names that exist."""
     text = str(error).strip()
-    cause = str(error.__cause__ or "").strip().split("\n")[0]
-    if cause and cause not in text:
-        text = f"{text}\n{cause}"
-    typed = [word.split("=")[0].lstrip("+~") for word in words if "=" in word]
-    typed = [name for name in typed if name in text]
-    if "Could not override" in text or "Key" in text:
-        for name in typed:
-            if hint := did_you_mean(name, _known_keys(words)):
-                return f"{text}\n{hint.strip()}"
-    if "Could not find" in text and typed:
+    if found := re.match(r"Could not override '([^']+)'", text):
+        return _unknown_key(found[1], words)
+    if found := re.search(r"Could not find '(\S+)/([^'/]+)'", text):
+        group, name = found.groups()
         options = [line.strip() for line in text.split("\n") if line.startswith("\t")]
-        chosen = next(word.split("=", 1)[1] for word in words if word.startswith(typed[0]))
-        return text + did_you_mean(chosen, options)
-    return text
+        options = [option for option in options if "=" not in option]  # the search path
+        return (
+            f"{group}={name}: there is no such file.{did_you_mean(name, options)} "
+            f"{group} can be: {', '.join(options)}."
+        )
+    cause = str(error.__cause__ or "").strip().split("\n")[0]
+    return f"{text}\n{cause}" if cause and cause not in text else text
 
 
-def _known_keys(words: Sequence[str]) -> list[str]:
-    """Return every key of the configuration, composed from the group choices that are valid."""
+def _unknown_key(name: str, words: Sequence[str]) -> str:
+    """Say which part of a dotted key does not exist, and what there is instead."""
+    node: Any = _composed(words)
+    known = ""
+    for part in name.split("."):
+        if not isinstance(node, dict) or part not in node:
+            break
+        node, known = node[part], f"{known}{part}."
+    siblings = [key for key in node if key != "run"] if isinstance(node, dict) else []
+    hint = did_you_mean(name[len(known) :].split(".")[0], siblings).replace("'", f"'{known}", 1)
+    return (
+        f"{name} is not in the configuration.{hint} {known.rstrip('.') or 'It'} has: "
+        f"{', '.join(siblings) or 'nothing'}. To add a key on purpose, type +{name}=..."
+    )
+
+
+def _composed(words: Sequence[str]) -> dict[str, Any]:
+    """Return the configuration of the group choices that are valid."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
-    choices = [word for word in words if "=" in word and "." not in word.split("=")[0]]
+    choices = [word for word in words if re.match(r"[\w/]+=", word)]
     with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
         for overrides in (choices, []):
             with contextlib.suppress(Exception):
                 cfg = compose("config", overrides)
-                return list(_keys(OmegaConf.to_container(cfg, resolve=False)))
-    return []
-
-
-def _keys(node: Any, prefix: str = "") -> Any:
-    for name, value in node.items() if isinstance(node, dict) else ():
-        key = f"{prefix}.{name}" if prefix else str(name)
-        yield key
-        yield from _keys(value, key)
+                return dict(OmegaConf.to_container(cfg, resolve=False))  # type: ignore[arg-type]
+    return {}

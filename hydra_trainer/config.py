@@ -290,6 +290,8 @@ def _target_problems(plain: dict[str, Any]) -> list[str]:
         if not isinstance(node, dict):
             problems.append(f"{key} is {node!r}, but must be a mapping. Choose one: {key}=NAME.")
             continue
+        if node.get("_target_") == "???":
+            continue  # reported as missing
         if key != "logger" and not isinstance(node.get("_target_"), str):
             problems.append(
                 f"{key}._target_ is {node.get('_target_')!r}, but must be the dotted path of a "

@@ -1,6 +1,7 @@
 """What a user reads at the end."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,39 @@ from typing import Any
 
 def command(words: Sequence[str], *more: str) -> str:
     """Return the command that was typed, with more words, ready to paste."""
-    return " ".join(["python train.py", *(shlex.quote(w) for w in (*words, *more))])
+    return " ".join([program(), *(shlex.quote(w) for w in (*words, *more))])
+
+
+def program() -> str:
+    """Return how this program was called: `python train.py`, `hydra-trainer` and so on."""
+    path = Path(sys.argv[0])
+    if path.name == "__main__.py":
+        return f"python -m {path.parent.name}"
+    return f"python {sys.argv[0]}" if path.suffix == ".py" else path.name
+
+
+def shown(path: Path) -> str:
+    """Return a path as short as it can be typed here."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) and path != here else path)
 
 
 def summary(result: dict[str, Any], directory: Path, words: Sequence[str]) -> None:
     """Print the result of a finished job and what to try next."""
-    print("\n".join(summary_lines(result, directory, [w for w in words if w != "again=true"])))
+    print("\n".join(summary_lines(result, directory, words)))
 
 
 def summary_lines(result: dict[str, Any], directory: Path, words: Sequence[str]) -> list[str]:
     """Return the summary as lines."""
+    rows = _rows(result, directory)
+    width = max(len(name) for name, _ in rows) + 2
+    lines = ["", *(f"  {name:<{width}}{value}" for name, value in rows), "", "Next:"]
+    for what, line in _next(directory, [word for word in words if word != "again=true"]):
+        lines += [f"  # {what}", f"  {line}"]
+    return lines
+
+
+def _rows(result: dict[str, Any], directory: Path) -> list[tuple[str, str]]:
     metrics = result.get("metrics") or {}
     objective = result.get("objective") or {}
     rows: list[tuple[str, str]] = []
@@ -31,21 +55,25 @@ def summary_lines(result: dict[str, Any], directory: Path, words: Sequence[str])
     rows.append(("trained", f"{result.get('steps')} steps, {result.get('epochs')} epochs"))
     rate = result.get("samples_per_second") or 0
     rows.append(("time", f"{result.get('seconds', 0):.1f} s, {rate:,.0f} samples/s"))
-    rows.append(("run directory", str(directory)))
-    width = max(len(name) for name, _ in rows) + 2
-    lines = ["", *(f"  {name:<{width}}{value}" for name, value in rows), "", "Next:"]
-    lines += [
-        f"  {command(words, 'again=true'):<50}  # run this one anew",
-        f"  {command(words, 'optim.lr=1e-3'):<50}  # another value: another run",
-        f"  {'tensorboard --logdir ' + str(directory.parent):<50}  # look; or {directory.name}"
-        "/metrics.png",
-    ]
-    return lines
+    if (directory / "metrics.png").exists():
+        rows.append(("curves", shown(directory / "metrics.png")))
+    rows.append(("run directory", shown(directory)))
+    return rows
+
+
+def _next(directory: Path, words: Sequence[str]) -> list[tuple[str, str]]:
+    found = [("run this one anew", command(words, "again=true"))]
+    if not any(word.startswith("hydra.run.dir=") for word in words):
+        found.append(("change a value: another run", command(words, "optim.lr=1e-3")))
+    if (directory / "tensorboard").exists():
+        place = shlex.quote(shown(directory.parent))
+        found.append(("compare the runs", f"tensorboard --logdir {place}"))
+    return found
 
 
 def stopped(directory: Path) -> None:
     """Print how to go on after a stop."""
-    print(f"stopped, and saved in {directory}. The same command goes on from here.")
+    print(f"stopped, and saved in {shown(directory)}. The same command goes on from here.")
 
 
 def failed(result: dict[str, Any], handle: str) -> str:

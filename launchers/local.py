@@ -21,12 +21,14 @@ from typing import Any, TextIO
 import yaml
 
 from hydra_trainer.bootstrap import read_json
-from hydra_trainer.config import NOT_TRAINING, without
+from hydra_trainer.config import NOT_TRAINING, get, without
 from hydra_trainer.errors import ConfigError, LaunchError
 from hydra_trainer.job import DONE, JobHandle, JobSpec, JobState, JobStatus
 
 LOCK = ".lock"
+CONFIG = "config.yaml"
 KEEP = (LOCK, "previous")
+"""Names in a run directory that stay when a run there is set aside."""
 
 
 class LocalLauncher:
@@ -65,7 +67,7 @@ class LocalLauncher:
             f"--nproc-per-node={processes}",
             f"--max-restarts={self.max_restarts}",
             f"--grace={self.grace:g}",
-            str(Path(job.output) / "config.yaml"),
+            str(Path(job.output) / CONFIG),
         ]
         return {
             "command": [] if processes == 1 else command,
@@ -84,9 +86,12 @@ class LocalLauncher:
         directory = Path(job.output).resolve()
         handle = JobHandle.local(directory)
         with _Lock(directory) as lock:
-            if job.again or job.config["debug"]["mode"] != "off":
-                _set_aside(directory, keep=job.again)
+            if job.again:
+                _set_aside(directory)
+            elif _is_debugging(job.config) and _is_debugging(_config_of(directory)):
+                _clear(directory)  # a debugger wants to see it all again
             elif _finished(directory, job) is not None:
+                print("This run is finished already; its result:")
                 return handle
             _claim(directory, job)
             lock.name_holder()
@@ -99,7 +104,7 @@ class LocalLauncher:
     def _here(self, directory: Path) -> None:
         from hydra_trainer import worker
 
-        worker.run(worker.read_config(directory / "config.yaml"))
+        worker.run(worker.read_config(directory / CONFIG))
 
     def _supervise(self, spec: dict[str, Any], directory: Path, lock: "_Lock") -> None:
         """Start the bootstrap, pass on the signals that we get, and wait for it.
@@ -196,7 +201,7 @@ class LocalLauncher:
 
     def list(self) -> list[tuple[JobHandle, JobStatus]]:
         """Return the runs below ./runs."""
-        found = sorted(path.parent for path in Path("runs").glob("*/config.yaml"))
+        found = sorted(path.parent for path in Path("runs").glob(f"*/{CONFIG}"))
         handles = [JobHandle.local(directory) for directory in found]
         return [(handle, self.status(handle)) for handle in handles]
 
@@ -250,7 +255,7 @@ def _directory(handle: JobHandle) -> Path:
     directory = Path(handle.path)
     if handle.scheme != "local":
         raise LaunchError(f"{handle} is not a local job.")
-    if not (directory / "config.yaml").exists():
+    if not (directory / CONFIG).exists():
         raise LaunchError(f"There is no run in {directory}: it holds no config.yaml.")
     return directory
 
@@ -263,28 +268,45 @@ def _finished(directory: Path, job: JobSpec) -> dict[str, Any] | None:
     return result if result.get("identity") == job.identity else None
 
 
-def _set_aside(directory: Path, keep: bool) -> None:
-    """Clear a run directory for a run anew; with `keep`, move what was there to previous/N."""
-    found = [path for path in directory.iterdir() if path.name not in KEEP]
-    if not found:
+def _contents(directory: Path) -> list[Path]:
+    """Return what a run wrote into its directory."""
+    return [path for path in directory.iterdir() if path.name not in KEEP]
+
+
+def _set_aside(directory: Path) -> None:
+    """Move the run that is in a directory to previous/N."""
+    found = _contents(directory)
+    if not found or not (directory / CONFIG).exists():
         return
-    if keep:
-        numbers = [int(p.name) for p in (directory / "previous").glob("*") if p.name.isdigit()]
-        place = directory / "previous" / str(max(numbers, default=0) + 1)
-        place.mkdir(parents=True)
-        for path in found:
-            path.rename(place / path.name)
-        return
+    numbers = [int(p.name) for p in (directory / "previous").glob("*") if p.name.isdigit()]
+    place = directory / "previous" / str(max(numbers, default=0) + 1)
+    place.mkdir(parents=True)
     for path in found:
+        path.rename(place / path.name)
+
+
+def _clear(directory: Path) -> None:
+    for path in _contents(directory):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _config_of(directory: Path) -> dict[str, Any]:
+    """Return the configuration of the run in a directory; empty where there is none."""
+    path = directory / CONFIG
+    loaded = yaml.safe_load(path.read_text()) if path.exists() else None
+    return loaded if isinstance(loaded, dict) else {}
+
+
+def _is_debugging(config: dict[str, Any]) -> bool:
+    return bool(get(config, "debug.mode", "off") != "off")
 
 
 def _claim(directory: Path, job: JobSpec) -> None:
     """Write config.yaml, unless the directory belongs to another run: then refuse."""
-    path = directory / "config.yaml"
+    path = directory / CONFIG
     if path.exists():
-        _refuse_other(directory, yaml.safe_load(path.read_text()), job)
-    elif strange := [p.name for p in directory.iterdir() if p.name not in KEEP]:
+        _refuse_other(directory, _config_of(directory), job)
+    elif strange := [p.name for p in _contents(directory)]:
         raise ConfigError(
             f"hydra.run.dir is {directory}, which holds {', '.join(sorted(strange)[:3])} but no "
             "run. Give an empty or a new directory."
@@ -295,7 +317,7 @@ def _claim(directory: Path, job: JobSpec) -> None:
 
 
 def _refuse_other(directory: Path, before: dict[str, Any], job: JobSpec) -> None:
-    if before.get("run", {}).get("identity") == job.identity:
+    if get(before, "run.identity") == job.identity:
         return
     old, new = (_training(config) for config in (before, job.config))
     if old != new:
@@ -309,7 +331,7 @@ def _refuse_other(directory: Path, before: dict[str, Any], job: JobSpec) -> None
             f"(- there, + here):\n{difference}\nGive another directory, go on with the "
             "configuration that is there, or add again=true to set it aside and start anew."
         )
-    if before["run"]["code_digest"] != job.config["run"]["code_digest"]:
+    if get(before, "run.code_digest") != job.config["run"]["code_digest"]:
         print(
             f"note: the code has changed since {directory} was begun; going on with the code of "
             "today. again=true starts anew.",
