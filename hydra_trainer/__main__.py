@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from .errors import HydraTrainerError
 from .job import CONFIG_ERROR, DONE, USER_ERROR, JobHandle, JobState
@@ -11,6 +12,9 @@ VERBS = ("status", "logs", "wait", "cancel", "list")
 
 def main() -> None:
     """Take a verb, or else train with the words as Hydra overrides."""
+    # As with `python -m`: your own package lies where you type.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
     words = sys.argv[1:]
     if words[:1] and words[0] in VERBS:
         sys.exit(verb(words[0], words[1:]))
@@ -30,11 +34,13 @@ def verb(name: str, words: Sequence[str]) -> int:
                 print(f"{status.state:<10} {handle}  {status.message}".rstrip())
             return DONE
         if not words:
-            print(f"usage: hydra-trainer {name} HANDLE", file=sys.stderr)
+            more = " [-f] [--rank N]" if name == "logs" else ""
+            print(f"usage: hydra-trainer {name} HANDLE{more}", file=sys.stderr)
             return CONFIG_ERROR
         handle = JobHandle.parse(words[0])
         if name == "logs":
-            for line in launcher.logs(handle, follow="-f" in words):
+            rank = int(words[words.index("--rank") + 1]) if "--rank" in words else 0
+            for line in launcher.logs(handle, rank=rank, follow="-f" in words):
                 print(line, flush=True)
             return DONE
         if name == "cancel":

@@ -55,6 +55,7 @@ class Drill(MLP):
         if event == "nan":
             return True
         if event == "hang":
+            print("hanging", flush=True)
             time.sleep(3600)
         if event == "breakpoint":
             breakpoint()
