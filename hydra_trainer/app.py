@@ -33,6 +33,9 @@ def main() -> None:
 
         print(text(words))
         return
+    # Threads of an operation on the CPU that wait for each other give up the core meanwhile: on a
+    # machine that others use too, spinning makes training ten times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Hydra would print its own version of every error and exit with 1.
     full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"

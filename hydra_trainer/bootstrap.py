@@ -296,6 +296,7 @@ def main(words: list[str] | None = None) -> int:
     # Shared with the agent, the store of a restarted group still holds the addresses of the ranks
     # before it, which the new ones try to reach (torch 2.13: "Gloo connectFullMesh failed").
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see app.py
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
     try:
         supervisor = Supervisor(_command(options), notes, options.grace)
