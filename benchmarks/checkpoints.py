@@ -2,10 +2,11 @@
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest import mock
 
 import torch
 from lightning import LightningModule, Trainer
@@ -16,83 +17,107 @@ from hydra_trainer import training
 from hydra_trainer.callbacks import Core
 
 from . import jobs, stock
-from .steps import _terminal
+from .steps import terminal
 from .table import Row, compared
 
-EVERY = 2  # steps between two saves
+SAVES = 4
+"""Saves of a run. The first is left out on both sides: it allocates what the others use again."""
+
+
+class Watch:
+    """Seconds that each save of a run held training up, and that it took to be durable."""
+
+    def __init__(self) -> None:
+        self.blocked: list[float] = []
+        self.durable: list[float] = []
+        self._begun = 0.0
+
+    def around(self, save: Callable[..., None]) -> Callable[..., None]:
+        """Return `save` with a stopwatch."""
+
+        def timed(*args: Any, **kwargs: Any) -> None:
+            self._begun = time.perf_counter()
+            save(*args, **kwargs)
+            self.blocked.append(time.perf_counter() - self._begun)
+
+        return timed
+
+    def finish(self, core: Core) -> None:
+        """Wait for the save before: real ones are minutes apart, and do not meet."""
+        core.writer.finish()
+        if len(self.durable) < len(self.blocked):
+            self.durable.append(time.perf_counter() - self._begun)
+
+
+watch = Watch()
 
 
 class Heavy(LightningModule):
     """`parameters` numbers of 4 bytes; AdamW's two moments make three times as much to save."""
 
-    def __init__(self, parameters: int = 20_000_000) -> None:
+    def __init__(self, parameters: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(parameters // 1000, 1000))
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        # What is still being written is not part of the next save: real ones are minutes apart.
-        for core in (c for c in self.trainer.callbacks if isinstance(c, Core)):  # type: ignore[attr-defined]
-            begun = time.perf_counter()
-            core.writer.finish()
-            Saves.written.append(time.perf_counter() - begun)
+        callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for core in callbacks:
+            if isinstance(core, Core):
+                watch.finish(core)
         return self.weight.sum() * batch[0].mean()
 
 
-class Saves:
-    """Seconds that `Trainer.save_checkpoint` took, and that what it left took to be durable."""
-
-    blocked: list[float] = []  # noqa: RUF012
-    written: list[float] = []  # noqa: RUF012
-
-
 def rows(quick: bool) -> Iterator[Row]:
-    """Yield the row: seconds that training is blocked, the first save left out on both sides."""
-    size = 200_000 if quick else 20_000_000
+    """Yield the rows: seconds that training is blocked, and bytes per second until durable."""
+    size, rounds = (200_000, 1) if quick else (20_000_000, 2)
+    megabytes = size * 12 / 1e6
+    lightnings, ours, foreground, durable = [], [], [], []
+    for _ in range(rounds):
+        lightnings += _run(size, _lightning).blocked
+        in_background = _run(size, training.train)
+        ours += in_background.blocked
+        durable += in_background.durable
+        foreground += _run(size, training.train, "checkpoint.asynchronous=false").blocked
+    name = f"checkpoint, {megabytes:.0f} MB, training blocked: ours / Lightning's"
+    yield compared(name, ours, lightnings, "s", 0.25)
+    yield compared("... with checkpoint.asynchronous=false", foreground, lightnings, "s")
+    rates = (f"{megabytes / median(times):.0f} MB/s" for times in (durable, foreground))
+    background, direct = rates
+    note = f"durable, in the background; {direct} in the foreground"
+    yield Row("... bytes per second", background, "", note=note)
+
+
+def _lightning(config: dict[str, Any]) -> None:
+    stock.run(config, callbacks=[ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)])
+
+
+def _run(parameters: int, side: Callable[[dict[str, Any]], Any], *more: str) -> Watch:
+    global watch
+    watch = Watch()
+    # All that holds training up: with Lightning its own save; with ours the checks before it too.
+    owner, name = (Trainer, "save_checkpoint") if side is _lightning else (Core, "_save")
     overrides = [
         "model=own",
         "model._target_=benchmarks.checkpoints.Heavy",
-        f"+model.parameters={size}",
+        f"+model.parameters={parameters}",
         "data=synthetic",
         "data.shape=[1,2,2]",
         "data.batch_size=1",
-        f"data.size={EVERY * 6}",
+        f"data.size={2 * SAVES + 1}",
         "trainer.max_epochs=1",
         "trainer.limit_val_batches=0",
         "trainer.limit_test_batches=0",
-        f"checkpoint.every_n_steps={EVERY}",
+        "checkpoint.every_n_steps=2",
         "objective.metric=train/loss",
         "logger=csv",
+        *more,
     ]
-    stocks = _measured(overrides, ours=False)
-    Saves.written.clear()
-    ours = _measured(overrides, ours=True)
-    count = min(len(ours), len(stocks))
-    megabytes = size * 12 / 1e6
-    name = f"checkpoint, {megabytes:.0f} MB: training blocked, ours / Lightning's"
-    yield compared(name, ours[:count], stocks[:count], "s", 0.25)
-    durable = median(sorted(Saves.written)[-count:])
-    rate = f"{megabytes / durable:.0f} MB/s"
-    yield Row("... until it is durable, in the background", rate, "", note="for context")
-
-
-def _measured(overrides: list[str], ours: bool) -> list[float]:
-    Saves.blocked.clear()
-    original = Trainer.save_checkpoint
-
-    def timed(self: Trainer, *args: Any, **kwargs: Any) -> None:
-        begun = time.perf_counter()
-        original(self, *args, **kwargs)
-        Saves.blocked.append(time.perf_counter() - begun)
-
-    Trainer.save_checkpoint = timed  # type: ignore[method-assign]
-    try:
-        with tempfile.TemporaryDirectory(dir=".") as folder, _terminal():
-            config = jobs.make(Path(folder, "run").resolve(), overrides)
-            if ours:
-                training.train(config)
-            else:
-                saving = ModelCheckpoint(every_n_train_steps=EVERY, save_top_k=-1)
-                stock.run(config, callbacks=[saving])
-    finally:
-        Trainer.save_checkpoint = original  # type: ignore[method-assign]
-    return list(Saves.blocked)[1:]
+    with (
+        # In this folder, not in /tmp, which may be memory.
+        tempfile.TemporaryDirectory(dir=".") as folder,
+        terminal(),
+        mock.patch.object(owner, name, watch.around(getattr(owner, name))),
+    ):
+        side(jobs.make(Path(folder, "run").resolve(), overrides))
+    watch.blocked, watch.durable = watch.blocked[1:SAVES], watch.durable[1:SAVES]
+    return watch

@@ -1,20 +1,26 @@
 """What needs a GPU: gpt in tokens per second and of the card's peak, resnet18 in images."""
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
-from hydra_trainer.models.gpt import GPT
+from hydra_trainer import training
+from hydra_trainer.config import arguments
+from hydra_trainer.targets import instantiate
 
-from . import hand
-from .steps import CORE, _ours, _timed_wall
+from . import hand, jobs
+from .steps import CORE, WARM_UP, terminal
 from .table import Row, compared
+from .timed import Marks, watches
 
 PEAK = 989e12
 """FLOP/s of an H100 or H200 (SXM) in bfloat16 without sparsity, by NVIDIA's data sheet."""
 
-MIXED = [*CORE, "trainer.precision=bf16-mixed", "trainer.compile=true", "trainer.progress=bar"]
+FAST = [*CORE, "trainer.progress=bar", "trainer.precision=bf16-mixed"]
 
 
 def rows(quick: bool) -> Iterator[Row]:
@@ -24,69 +30,71 @@ def rows(quick: bool) -> Iterator[Row]:
             yield Row(name, "", "", note="no GPU here: not measured")
         return
     steps, rounds = (20, 1) if quick else (200, 3)
-    yield from gpt("gpt_124m", batch=64, block=1024, steps=steps, rounds=rounds)
-    yield from resnet18(batch=1024, steps=steps, rounds=rounds)
+    compiled = [*FAST, "trainer.compile=true"]
+    yield from gpt("gpt_124m", 64, 1024, steps, rounds, compiled)
+    yield from resnet18(1024, steps, rounds, compiled)
 
 
 def gpt(
-    model: str, batch: int, block: int, steps: int, rounds: int, words: list[str] = MIXED
+    model: str, batch: int, block: int, steps: int, rounds: int, overrides: list[str]
 ) -> Iterator[Row]:
     """Yield step time against the loop by hand, and what it makes of the card."""
     overrides = [
-        *words,
+        *overrides,
         f"model={model}",
         "model._target_=benchmarks.timed.TimedGPT",
         "data=synthetic_tokens",
         f"data.block_size={block}",
         f"data.batch_size={batch}",
-        f"data.size={batch * (steps + 30)}",
+        f"data.size={batch * (steps + WARM_UP + 1)}",
     ]
     ours, by_hand = _both(overrides, steps, rounds)
     yield compared(f"step, {model}: ours / by hand", ours, by_hand, "ms", 1.01)
     tokens = batch * block / median(ours) * 1000
-    share = tokens * _flops_per_token(overrides) / PEAK
-    yield Row(
-        f"... {model}", f"{tokens:,.0f} tokens/s", "", note=f"{share:.0%} of {PEAK:.3g} FLOP/s"
-    )
+    share = tokens * flops_per_token(overrides) / PEAK
+    note = f"{share:.1%} of {PEAK:.3g} FLOP/s"
+    yield Row(f"... {model}", f"{tokens:,.0f} tokens/s", "", note=note)
 
 
-def resnet18(batch: int, steps: int, rounds: int, words: list[str] = MIXED) -> Iterator[Row]:
+def resnet18(batch: int, steps: int, rounds: int, overrides: list[str]) -> Iterator[Row]:
     """Yield step time against the loop by hand, on random images of CIFAR-10's size."""
     overrides = [
-        *words,
+        *overrides,
         "model=resnet18",
         "model._target_=benchmarks.timed.TimedResNet18",
         "data=synthetic",
         f"data.batch_size={batch}",
-        f"data.size={batch * (steps + 30)}",
+        f"data.size={batch * (steps + WARM_UP + 1)}",
     ]
     ours, by_hand = _both(overrides, steps, rounds)
     yield compared("step, resnet18, 32x32: ours / by hand", ours, by_hand, "ms", 1.01)
-    yield Row(
-        "... resnet18", f"{batch / median(ours) * 1000:,.0f} images/s", "", note="for context"
-    )
+    rate = f"{batch / median(ours) * 1000:,.0f} images/s"
+    yield Row("... resnet18", rate, "", note="for context")
 
 
 def _both(overrides: list[str], steps: int, rounds: int) -> tuple[list[float], list[float]]:
+    """Return milliseconds of wall time per step: one side after the other, each fills the card."""
     ours, by_hand = [], []
     for _ in range(rounds):
-        by_hand.append(_timed_wall(hand.run, overrides, steps))
-        ours.append(_timed_wall(_ours, overrides, steps))
+        by_hand.append(_timed(hand.run, overrides, steps))
+        ours.append(_timed(training.train, overrides, steps))
     return ours, by_hand
 
 
-def _flops_per_token(overrides: list[str]) -> float:
-    """6N + 12*L*d*T, as PaLM (Chowdhery et al., 2022, appendix B) counts it."""
-    import tempfile
-    from pathlib import Path
+def _timed(side: Callable[[dict[str, Any]], Any], overrides: list[str], steps: int) -> float:
+    marks = watches.watch = Marks([WARM_UP, WARM_UP + steps])
+    try:
+        with tempfile.TemporaryDirectory() as folder, terminal():
+            side(jobs.make(Path(folder, "run"), overrides))
+    finally:
+        watches.watch = None
+    (begun, _), (ended, _) = marks.seen
+    return (ended - begun) / steps * 1000
 
-    from hydra_trainer.config import arguments
-    from hydra_trainer.targets import instantiate
 
-    from . import jobs
-
+def flops_per_token(overrides: list[str]) -> float:
+    """Return the FLOPs of a training step per token, as the model counts them."""
     with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
         config = jobs.make(Path(folder, "run"), overrides)
-        model = instantiate(arguments(config, "model"), hand.TRUST, "model")
-    assert isinstance(model, GPT)
+        model: Any = instantiate(arguments(config, "model"), hand.TRUST, "model")
     return float(model.flops_per_token())

@@ -6,24 +6,28 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from hydra_trainer import training
+from hydra_trainer import progress, training
 
 from . import hand, jobs, stock
 from .table import Row, compared
-from .timed import TIMES, Timed
+from .timed import WATCH, Turns, clock, ring, watches
+
+Side = Callable[[dict[str, Any]], Any]
 
 CORE = ["trainer.max_epochs=1", "trainer.limit_val_batches=0", "trainer.limit_test_batches=0"]
 """One epoch, and no validation inside the timed steps; all else is a default run's: metrics.csv,
 TensorBoard, progress bar, a checkpoint at the end."""
 
 WARM_UP = 20  # steps before the clock starts
+ROUND = 10  # turns of each side that make one figure: what comes every 50 steps is in all of them
 
 
 def images(batch: int, steps: int, model: str) -> list[str]:
@@ -43,105 +47,110 @@ def images(batch: int, steps: int, model: str) -> list[str]:
 
 def one_process(quick: bool) -> Iterator[Row]:
     """Yield the rows of one process: CPU time, on one thread, so that other load counts little."""
-    for model, batch, steps, target in (("convnet", 128, 100, 1.05), ("mlp", 16, 600, 1.7)):
-        steps, rounds = (steps // 20, 1) if quick else (steps, 5)
-        overrides = images(batch, steps, model)
-        times = _alternate([hand.run, _ours, _stock], overrides, steps, rounds)
-        by_hand, ours, defaults = times
+    for model, batch, turn, rounds, target in (
+        ("convnet", 128, 10, 8, 1.05),
+        ("mlp", 16, 20, 24, 1.7),
+    ):
+        turn, rounds = (2, 1) if quick else (turn, rounds)
+        overrides = images(batch, turn * ROUND * rounds, model)
         name = f"step, {model}, batch {batch}"
+        by_hand, ours = _in_turns(hand.run, training.train, overrides, turn, rounds)
         yield compared(f"{name}: ours / by hand", ours, by_hand, "ms CPU", target)
+        by_hand, defaults = _in_turns(hand.run, stock.run, overrides, turn, rounds)
         yield compared(f"{name}: Lightning's defaults / by hand", defaults, by_hand, "ms CPU")
 
 
-def _ours(config: dict[str, Any]) -> None:
-    training.train(config)
-
-
-def _stock(config: dict[str, Any]) -> None:
-    stock.run(config)
-
-
-def _alternate(
-    sides: list[Callable[[dict[str, Any]], None]], overrides: list[str], steps: int, rounds: int
+def _in_turns(
+    first: Side, second: Side, overrides: list[str], turn: int, rounds: int
 ) -> list[list[float]]:
-    """Return, for each side, the CPU milliseconds of a step in every round."""
-    found: list[list[float]] = [[] for _ in sides]
+    """Return, for each of two sides, the CPU milliseconds of a step in every round.
+
+    The sides are threads that take turns. The second has the main one, where it can take signals.
+    """
+    with ring(2) as folder, terminal(), contextlib.ExitStack() as stack:
+        configs = [jobs.make(folder / f"run-{side}", overrides) for side in range(2)]
+        turns = [Turns(str(folder), side, 2, WARM_UP, turn, ROUND * rounds) for side in range(2)]
+        for one in turns:
+            stack.callback(one.close)
+        stack.enter_context(mock.patch.object(progress, "time", clock(turns[1])))
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(_one_thread, first, configs[0], turns[0])
+            _one_thread(second, configs[1], turns[1])
+            other.result()
+    return [_rounds(one.spent, turn) for one in turns]
+
+
+def _one_thread(side: Side, config: dict[str, Any], turns: Turns) -> None:
+    """Run a side with its stopwatch, and on one thread: torch keeps their number per thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    watches.watch = turns
     try:
-        for _ in range(rounds):
-            for side, times in zip(sides, found, strict=True):
-                times.append(_timed(side, overrides, steps))
+        side(config)
+    except BaseException:
+        turns.give_up()
+        raise
     finally:
+        watches.watch = None
         torch.set_num_threads(threads)
-    return found
 
 
-def _timed(side: Callable[[dict[str, Any]], None], overrides: list[str], steps: int) -> float:
-    (_, begun), (_, ended) = _marks(side, overrides, steps)
-    return (ended - begun) / steps * 1000
-
-
-def _timed_wall(side: Callable[[dict[str, Any]], None], overrides: list[str], steps: int) -> float:
-    (begun, _), (ended, _) = _marks(side, overrides, steps)
-    return (ended - begun) / steps * 1000
-
-
-def _marks(
-    side: Callable[[dict[str, Any]], None], overrides: list[str], steps: int
-) -> list[tuple[float, float]]:
-    Timed.marks = (WARM_UP, WARM_UP + steps)
-    Timed.seen.clear()
-    with tempfile.TemporaryDirectory() as folder, _terminal():
-        side(jobs.make(Path(folder, "run"), overrides))
-    return list(Timed.seen)
+def _rounds(spent: list[float], turn: int) -> list[float]:
+    """Return milliseconds per step, of ROUND turns each."""
+    sums = (sum(spent[n : n + ROUND]) for n in range(0, len(spent), ROUND))
+    return [seconds / (turn * ROUND) * 1000 for seconds in sums]
 
 
 @contextlib.contextmanager
-def _terminal() -> Iterator[None]:
+def terminal() -> Iterator[None]:
     """Let progress bars draw, as on a terminal, and throw away what they draw."""
-    before = os.environ.get("FORCE_COLOR")
-    os.environ["FORCE_COLOR"] = "1"
-    try:
-        with (
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            yield
-    finally:
-        os.environ.pop("FORCE_COLOR")
-        if before is not None:
-            os.environ["FORCE_COLOR"] = before
+    with (
+        mock.patch.dict(os.environ, FORCE_COLOR="1"),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        yield
 
 
 def two_ranks(quick: bool) -> Iterator[Row]:
     """Yield the row of two gloo ranks under torchrun: CPU time of both."""
-    steps, rounds = (10, 1) if quick else (100, 4)
-    overrides = [*images(128, steps, "convnet"), "resources.processes_per_node=2"]
-    ours, by_hand = [], []
-    for _ in range(rounds):
-        by_hand.append(_launched("benchmarks.hand", overrides, steps))
-        ours.append(_launched("hydra_trainer.worker", overrides, steps))
+    turn, rounds = (2, 1) if quick else (10, 6)
+    overrides = images(128, turn * ROUND * rounds, "convnet")
+    with ring(2, ranks=2) as folder:
+        shared = {"folder": str(folder), "sides": 2}
+        shared |= {"warm_up": WARM_UP, "every": turn, "turns": ROUND * rounds}
+        started = []
+        for side, module in enumerate(("benchmarks.hand", "hydra_trainer.worker")):
+            config = jobs.write(
+                folder / f"run-{side}", [*overrides, "resources.processes_per_node=2"]
+            )
+            started.append(_torchrun(module, config, {**shared, "side": side}))
+        for process, log in started:
+            if process.wait():
+                raise RuntimeError(f"A side of the comparison failed:\n{log.read_text()[-4000:]}")
+        by_hand, ours = (_rounds(_spent(folder, side), turn) for side in range(2))
     yield compared("step, convnet, 2 ranks: ours / DDP by hand", ours, by_hand, "ms CPU", 1.05)
 
 
-def _launched(module: str, overrides: list[str], steps: int) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        path = jobs.write(Path(folder, "run"), overrides)
-        marks = f"{WARM_UP},{WARM_UP + steps}"
-        env = {
-            **os.environ,
-            TIMES: str(Path(folder, "times")),
-            "BENCHMARK_MARKS": marks,
-            "OMP_NUM_THREADS": "1",
-        }
-        agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        subprocess.run(
-            [sys.executable, *agent, "-m", module, str(path)],
+def _torchrun(
+    module: str, config: Path, watch: dict[str, Any]
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """Start two ranks of a module. Returns the agent's process and the file with the output."""
+    env = {**os.environ, WATCH: json.dumps(["Turns", watch])}
+    env |= {"OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"}
+    agent = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    log = config.with_name("output.txt")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *agent, "-m", module, str(config)],
             env=env,
-            check=True,
-            capture_output=True,
+            stdout=output,
+            stderr=subprocess.STDOUT,
         )
-        times = [json.loads(file.read_text()) for file in Path(folder).glob("times-*")]
-    assert len(times) == 2
-    return sum(ended - begun for (_, begun), (_, ended) in times) / steps * 1000
+    return process, log
+
+
+def _spent(folder: Path, side: int) -> list[float]:
+    """Return the CPU seconds of both ranks of a side in each turn."""
+    ranks = [json.loads((folder / f"spent-{side}-{rank}").read_text()) for rank in (0, 1)]
+    return [sum(both) for both in zip(*ranks, strict=True)]

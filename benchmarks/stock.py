@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning import LightningModule, Trainer
+from torch import nn
 
 from hydra_trainer import optim
 from hydra_trainer.config import arguments
@@ -19,6 +20,9 @@ class Stock(LightningModule):
     def __init__(self, model: Any, config: dict[str, Any], steps: int) -> None:
         super().__init__()
         self.model, self.config, self.steps = model, config, steps
+
+    # As Lightning has it: our core makes it cheaper for all modules of a process (overhead.py).
+    __setattr__ = nn.Module.__setattr__
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         loss = self.model.training_step(batch, batch_idx)

@@ -16,7 +16,8 @@ import logging
 import math
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
@@ -148,7 +149,7 @@ class Core(Callback):
         self._agreement.settle()
         self.writer.finish()
         self.writer.check()
-        if self.store is None or not self._on_any_rank(self.writer.error is not None):
+        if self.store is None or not self.writer.error is not None:
             return
         # Once more, in the foreground: the last weights are the ones that matter most.
         self.writer.asynchronous = False
@@ -343,11 +344,9 @@ class Core(Callback):
             self._refuse_loss(self._finite_step + 1, step)
 
     def _finite_weights(self, trainer: Trainer, step: int) -> None:
-        """Refuse what a finite loss with a NaN gradient made of the weights."""
-        for parameters in (trainer.lightning_module.parameters(),):
-            sums = [_local(p).sum(dtype=torch.float32) for p in parameters if p.is_floating_point()]
-        if sums and not math.isfinite(torch.stack(sums).sum().item()):
-            self._refuse(f"The weights became NaN or infinite at step {step}")
+        """Refuse what a NaN gradient made of the weights: the loss before it was finite."""
+        if not weights_are_finite(trainer.lightning_module):
+            self._refuse(f"The weights became NaN or infinite by step {step}")
 
     def _save(self, trainer: Trainer) -> None:
         """Save a checkpoint of the current position. All ranks call it together."""
@@ -461,6 +460,14 @@ def _length(trainer: Trainer) -> tuple[int, int]:
         wanted = math.ceil(trainer.max_steps * trainer.accumulate_grad_batches / max(batches, 1))
         epochs = min(epochs, wanted) if epochs > 0 else wanted
     return epochs, batches
+
+
+def weights_are_finite(model: torch.nn.Module) -> bool:
+    """Tell whether no weight is NaN or infinite: each such one makes a sum that is neither."""
+    parts = [p.detach() for p in model.parameters() if p.is_floating_point()]
+    here = [part.to_local() if hasattr(part, "to_local") else part for part in parts]
+    sums = [part.sum(dtype=torch.float32) for part in here]
+    return not sums or math.isfinite(torch.stack(sums).sum().item())
 
 
 def finished_epochs(trainer: Trainer) -> int:

@@ -494,7 +494,7 @@ def _dump(state: dict[str, Any], file: _Hashing) -> None:
     torch's writer runs on after a write that failed, and raises what that led to.
     """
     try:
-        torch.save(state, file)
+        torch.save(state, file)  # type: ignore[arg-type]  # it needs write and flush only
     except Exception as error:
         if file.error is not None:
             raise file.error from None
@@ -502,9 +502,7 @@ def _dump(state: dict[str, Any], file: _Hashing) -> None:
 
 
 def _cannot_be_saved(error: Exception) -> CheckpointError:
-    return CheckpointError(
-        f"The checkpoint holds something that cannot be saved: {error}. {PLAIN}"
-    )
+    return CheckpointError(f"The checkpoint holds something that cannot be saved: {error}. {PLAIN}")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -518,10 +516,17 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointError(f"There is no checkpoint file {path}.") from None
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as a checkpoint: {_why(error)}") from error
     if not isinstance(loaded, dict) or "state_dict" not in loaded:
         raise CheckpointError(f"{path} is a torch file, but not a checkpoint of this package.")
     return loaded
+
+
+def _why(error: Exception) -> str:
+    """Return an error of torch.load without its advice: to execute what is in the file."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is damaged, or holds objects that could run code"
+    return str(error).split("\n")[0]
 
 
 def refuse_unsafe(path: Path) -> None:
@@ -538,7 +543,7 @@ def refuse_unsafe(path: Path) -> None:
         names: list[str] = []
         with contextlib.suppress(Exception):  # it does not know all that a pickle can hold
             names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-        reason = f"objects of {', '.join(names)}" if names else f"something else ({error})"
+        reason = f"objects of {', '.join(names)}" if names else f"something ({_why(error)})"
         raise CheckpointError(
             f"The checkpoint holds {reason}, which cannot be loaded safely. {PLAIN}"
         ) from error
@@ -640,7 +645,8 @@ def find(place: str) -> Path:
     if chosen is not None and (fault := chosen.fault()):
         raise CheckpointError(f"The checkpoint {path} is damaged: {fault}.")
     for root in (path / "checkpoints", path):
-        chosen = chosen or Store(root).latest()
+        if chosen is None and root.is_dir():
+            chosen = Store(root).latest()
     if chosen is None:
         raise CheckpointError(
             f"checkpoint.init_from is {place!r}, but there is no whole checkpoint there: "

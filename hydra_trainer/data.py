@@ -499,6 +499,8 @@ def explain_loader_failure(error: BaseException) -> DataError | None:
     text = "\n".join(str(link) for link in chain)
     if any(map(_semaphores_do_not_fit, chain)):
         return DataError(_SHARED_MEMORY)
+    if any(map(_worker_hung_up, chain)):
+        text += "\nDataLoader worker exited unexpectedly"
     for failure in _FAILURES:
         found = re.search(failure.pattern, text)
         if found:
@@ -510,6 +512,14 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
+
+
+def _worker_hung_up(error: BaseException) -> bool:
+    """Tell whether a worker ended after it had made a batch and before its tensors were fetched."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return isinstance(error, OSError | EOFError) and any(
+        frame.filename.endswith("multiprocessing/resource_sharer.py") for frame in frames
+    )
 
 
 def _semaphores_do_not_fit(error: BaseException) -> bool:

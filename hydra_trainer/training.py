@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
-from . import __version__, checkpoint, distributed, metrics, optim
+from . import __version__, checkpoint, distributed, metrics, optim, overhead
 from .callbacks import Core, committed, finished_epochs
 from .checkpoint import CommittedCheckpointIO, Store, Writer
 from .config import arguments, get
@@ -83,11 +83,12 @@ class _Session:
         self._start_process()
         data = self._data()
         model = self._model()
-        resume = self.store.latest() if self.store and self.first else None
+        resume = self.store.to_resume() if self.store and self.first else None
         path = self._broadcast(str(resume.state) if resume else None)
         step = self._broadcast(resume.step if resume else 0)
         self._wire_optimizer(model)
         trainer = self._trainer(step, resumed=path is not None)
+        overhead.trim(trainer, model, data)
         self._greet(model, path, step)
         self._log_config(trainer)
         try:
@@ -101,7 +102,7 @@ class _Session:
         began, samples = time.monotonic(), self.core.samples
         with checkpoint.closing(self.writer):
             if path is not None:
-                self._check_resume(model, Path(path))
+                self._check_weights(model, Path(path))
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         fit_seconds = time.monotonic() - began
         rate = (self.core.samples - samples) / max(fit_seconds, 1e-9)
@@ -194,9 +195,8 @@ class _Session:
             )
         if place := self.config["checkpoint"]["init_from"]:
             path = checkpoint.find(place)
-            state = checkpoint.load(path)
-            checkpoint.check_weights(state, model, path)
-            model.load_state_dict(state["state_dict"])
+            self._check_weights(model, path)
+            self._load_weights(model, path)
         if self.gpu and getattr(model, "channels_last", False):
             model.to(memory_format=torch.channels_last)
         if self.conf["compile"]:
@@ -219,10 +219,9 @@ class _Session:
 
         model.configure_optimizers = configure_optimizers  # type: ignore[method-assign,assignment]
 
-    def _check_resume(self, model: LightningModule, path: Path) -> None:
-        state = checkpoint.load(path) if path.is_file() else None
-        if state is not None:
-            checkpoint.check_weights(state, model, path)
+    def _check_weights(self, model: LightningModule, path: Path) -> None:
+        state = checkpoint.load(path) if path.is_file() else checkpoint.inspect_shards(path)
+        checkpoint.check_weights(state, model, path)
 
     def _broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank: all must take the same checkpoint."""

@@ -74,20 +74,22 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     directory = Path(config["run"]["dir"])
     first = _rank() == 0
     debugging = config["debug"]["mode"] in ("default", "attach")
-    try:
-        with NoStopFlag() if debugging else StopFlag() as flag:
-            if not bootstrap.supervised():
-                # With other ranks, a signal ends the process until training starts: there is
-                # nothing to save yet, and a rank that waits for a lost one would not hear it.
-                flag.install()
-            result = _train(config, flag, directory, first)
-    except BaseException as error:
-        if first or not isinstance(error, Stopped):
-            outcome = failure(config, error)
-            if first:
-                bootstrap.write_json(directory / "result.json", outcome)
-            bootstrap.leave_note(outcome)
-        raise
+    with _log_file(directory):
+        try:
+            with NoStopFlag() if debugging else StopFlag() as flag:
+                if not bootstrap.supervised():
+                    # With other ranks, a signal ends the process until training starts: there is
+                    # nothing to save yet, and a rank that waits for a lost one would not hear it.
+                    flag.install()
+                result = _train(config, flag, directory, first)
+        except BaseException as error:
+            with _deaf_to_children():
+                explained = _explain(error)
+                log.info("the run ended", exc_info=error)  # the terminal gets less of it
+                _write_down(failure(config, explained or error), directory, first)
+                if explained is not None:
+                    raise explained from error
+                raise
     if first:
         bootstrap.write_json(directory / "result.json", result)
     bootstrap.leave_note({"exit_code": DONE})
@@ -101,17 +103,47 @@ def _train(config: dict[str, Any], flag: StopFlag, directory: Path, first: bool)
 
     if first:
         training.write_environment(directory, config)
-    with _log_file(directory):
-        result = training.train(config, flag)
-        if first:
-            metrics.draw(directory, config["run"]["name"])
+    result = training.train(config, flag)
+    if first:
+        metrics.draw(directory, config["run"]["name"])
     return result
+
+
+@contextlib.contextmanager
+def _deaf_to_children() -> Iterator[None]:
+    """Let an error be written down before a second loader worker dies.
+
+    torch's handler of SIGCHLD raises that a worker died, wherever the process then is.
+    """
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, handler)
+
+
+def _explain(error: BaseException) -> HydraTrainerError | None:
+    """Return the plain words for an error of the loader workers; None for any other error."""
+    data = sys.modules.get(f"{__package__}.data")  # without it, training did not come that far
+    if data is None or isinstance(error, HydraTrainerError) or not isinstance(error, Exception):
+        return None
+    found: HydraTrainerError | None = data.explain_loader_failure(error)
+    return found
+
+
+def _write_down(outcome: dict[str, Any], directory: Path, first: bool) -> None:
+    if first or outcome["status"] != "stopped":
+        if first:
+            bootstrap.write_json(directory / "result.json", outcome)
+        bootstrap.leave_note(outcome)
 
 
 def failure(config: dict[str, Any], error: BaseException) -> dict[str, Any]:
     """Return the result of a run that ended with `error`."""
     stopped = isinstance(error, Stopped)
-    text = "".join(traceback.format_exception(error))
+    # What is raised on purpose says all in its message; the log file has the rest.
+    told = stopped or isinstance(error, HydraTrainerError)
+    text = "" if told else "".join(traceback.format_exception(error))
     return {
         "status": "stopped" if stopped else "failed",
         "exit_code": exit_code(error),
@@ -121,7 +153,7 @@ def failure(config: dict[str, Any], error: BaseException) -> dict[str, Any]:
         "error": {
             "type": type(error).__name__,
             "message": str(error),
-            "traceback": "" if stopped or isinstance(error, ConfigError) else text,
+            "traceback": text,
             "lost_peer": lost_peer(error),
         },
     }

@@ -18,11 +18,11 @@ import pickle
 import re
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -356,8 +356,6 @@ def parse_python(content: bytes, name: str) -> Array:
     Raises DataError when it is something else, or a label is no class.
     """
     pixels, labels = _unpickle(content, name)
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.ndim != 2:
-        raise DataError(f"{name} holds no array of bytes under 'data': it is no CIFAR-10 batch.")
     if len(pixels) == 0 or pixels.shape[1] != RECORD - 1 or len(labels) != len(pixels):
         raise DataError(
             f"{name} holds {pixels.shape[0]} images of {pixels.shape[1]} bytes and {len(labels)} "
@@ -376,12 +374,13 @@ def _check_labels(labels: npt.NDArray[Any], name: str) -> None:
         )
 
 
-def _unpickle(content: bytes, name: str) -> tuple[Any, npt.NDArray[np.int64]]:
+def _unpickle(content: bytes, name: str) -> tuple[Array, npt.NDArray[np.int64]]:
     try:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         # The published files were written by Python 2, whose text is bytes.
         fields = {key.encode() if isinstance(key, str) else key: batch[key] for key in batch}
-        return fields[b"data"], np.array(fields[b"labels"], dtype=np.int64).reshape(-1)
+        labels = np.array(fields[b"labels"], dtype=np.int64).reshape(-1)
+        return _pixels(fields[b"data"]), labels
     except Exception as error:  # a damaged pickle can raise anything
         raise DataError(
             f"{name} cannot be read as a batch of CIFAR-10 ({type(error).__name__}: {error}): "
@@ -389,31 +388,50 @@ def _unpickle(content: bytes, name: str) -> tuple[Any, npt.NDArray[np.int64]]:
         ) from error
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    # How pickles of protocol 2 that Python 3 wrote spell bytes.
-    return text.encode("latin-1" if encoding == "latin1" else "ascii")
+def _pixels(data: Any) -> Array:
+    """Make the array that a pickle describes by (version, shape, dtype, by columns, bytes)."""
+    if not isinstance(data, _Described) or len(data.state) != 5:
+        raise TypeError("its 'data' is no array")
+    _, shape, dtype, by_columns, content = data.state
+    if dtype.arguments[0] not in ("u1", b"u1") or len(shape) != 2:
+        raise TypeError("its 'data' is no array of rows of bytes")
+    return np.frombuffer(content, np.uint8).reshape(shape, order="F" if by_columns else "C")
 
 
-_reconstruct = np.empty(0).__reduce__()[0]  # numpy's own function to make an array from a pickle
+class _Described:
+    """What a pickle wants to be made by a call, with what arguments and what state; not made."""
+
+    state: Sequence[Any] = ()
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+    def __setstate__(self, state: Sequence[Any]) -> None:
+        self.state = state
+
+
+def _encode(text: str, _latin1: str) -> bytes:
+    # How Python 3 spells bytes in pickles of protocols 0 to 2.
+    return text.encode("latin-1")
 
 
 class _BatchUnpickler(pickle.Unpickler):
-    """An unpickler that can make arrays of numbers and nothing else.
+    """An unpickler that calls nothing, numpy neither: a pickle names the functions it wants called.
 
-    A pickle names the functions it wants called; these are all that a batch needs. The first is
-    the name that the published files (numpy 1.6, Python 2) use.
+    These are all that a batch needs. The first is the name that the published files (numpy 1.6,
+    Python 2) use.
     """
 
-    ALLOWED: dict[tuple[str, str], Any] = {  # noqa: RUF012
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+    ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
+        ("numpy.core.multiarray", "_reconstruct"): _Described,
+        ("numpy._core.multiarray", "_reconstruct"): _Described,
+        ("numpy", "ndarray"): _Described,
+        ("numpy", "dtype"): _Described,
         ("_codecs", "encode"): _encode,
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the function of that name, if it is allowed."""
+        """Return what stands for that function, if it is allowed."""
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs")
         return self.ALLOWED[module, name]

@@ -72,7 +72,7 @@ def read_digits() -> npt.NDArray[np.uint8]:
         raise DataError("data=digits needs scikit-learn: pip install scikit-learn")
     file = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
     try:
-        table = np.loadtxt(file, delimiter=",").astype(np.uint8)
+        table = np.loadtxt(file, np.uint8, delimiter=",").reshape(TRAIN + 2 * VAL, 65)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DataError(
             f"{file} is missing or damaged ({error}): pip install --force-reinstall scikit-learn"
