@@ -149,7 +149,7 @@ class Core(Callback):
         self._agreement.settle()
         self.writer.finish()
         self.writer.check()
-        if self.store is None or not self.writer.error is not None:
+        if self.store is None or not self._on_any_rank(self.writer.error is not None):
             return
         # Once more, in the foreground: the last weights are the ones that matter most.
         self.writer.asynchronous = False

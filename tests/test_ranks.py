@@ -12,6 +12,9 @@ from .conftest import Job
 from .drill import same
 from .test_resume import assert_equal
 
+# In one worker: they share a reference, and two ranks fill two cores.
+pytestmark = pytest.mark.xdist_group("ranks")
+
 TWO = "resources.processes_per_node=2"
 Hit = Callable[..., dict[str, str]]
 

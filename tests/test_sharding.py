@@ -4,12 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from hydra_trainer import checkpoint, sharding
 
 from .conftest import Job
 from .drill import Drill
+
+pytestmark = pytest.mark.xdist_group("ranks")
 
 WORDS = ["resources.processes_per_node=2", "trainer.strategy=fsdp"]
 Hit = Callable[..., dict[str, str]]

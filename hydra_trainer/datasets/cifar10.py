@@ -390,7 +390,7 @@ def _unpickle(content: bytes, name: str) -> tuple[Array, npt.NDArray[np.int64]]:
 
 def _pixels(data: Any) -> Array:
     """Make the array that a pickle describes by (version, shape, dtype, by columns, bytes)."""
-    if not isinstance(data, _Described) or len(data.state) != 5:
+    if not isinstance(data, _Described):
         raise TypeError("its 'data' is no array")
     _, shape, dtype, by_columns, content = data.state
     if dtype.arguments[0] not in ("u1", b"u1") or len(shape) != 2:
