@@ -499,7 +499,7 @@ def explain_loader_failure(error: BaseException) -> DataError | None:
     text = "\n".join(str(link) for link in chain)
     if any(map(_semaphores_do_not_fit, chain)):
         return DataError(_SHARED_MEMORY)
-    if False:
+    if any(map(_worker_hung_up, chain)):
         text += "\nDataLoader worker exited unexpectedly"
     for failure in _FAILURES:
         found = re.search(failure.pattern, text)
