@@ -28,7 +28,7 @@ def command(quick: bool) -> Iterator[Row]:
         # Compiled code is kept, as it is on any machine where the command ran before.
         env = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
         env.pop("PYTHONDONTWRITEBYTECODE", None)
-        for _ in range(3 if quick else 12):
+        for _ in range(2 if quick else 12):
             imported.append(_cpu([sys.executable, "-c", "import hydra"], env))
             shown.append(_cpu([*TRAIN, "--cfg", "job"], env))
     light = subprocess.run([sys.executable, "-c", HEAVY, "--cfg", "job"], capture_output=True)
@@ -47,7 +47,7 @@ def _cpu(words: list[str], env: dict[str, str]) -> float:
 
 def restart(quick: bool) -> Iterator[Row]:
     """Yield the rows of a job that is killed: wall seconds until it trains again."""
-    found = [_killed() for _ in range(1 if quick else 3)]
+    found = [_killed() for _ in range(1 if quick else 2)]
     cold, restarted, again = (list(times) for times in zip(*found, strict=True))
     name = "first new step after kill -9 of"
     yield compared(f"{name} one of 2 ranks, from the kill / cold start", restarted, cold, "s", 1.5)

@@ -337,6 +337,8 @@ class Core(Callback):
         self._agreement.settle()
         self.writer.finish()
         self.writer.check()
+        if self.writer.error is not None:
+            log.error("This stop is not saved: the run will go on from the checkpoint before it.")
         raise Stopped(signum)
 
     def _finite_loss(self, step: int) -> None:
@@ -366,7 +368,8 @@ class Core(Callback):
             "epoch": trainer.current_epoch,
             "position": self._position,
             "world_size": self._world,
-            "metrics": self.metrics if done else {},
+            # A copy: the manifest is written later, when there may be newer ones.
+            "metrics": dict(self.metrics) if done else {},
         }
         self._saved = folder
         trainer.save_checkpoint(folder / STATE, weights_only=False, storage_options=meta)

@@ -318,9 +318,10 @@ class _Session:
                     f"logger.{name}._target_ is {node.get('_target_')!r}, which makes a "
                     f"{type(logger).__name__}, but must be a Lightning Logger."
                 )
-            if resumed and isinstance(logger, TensorBoardLogger):
-                # Steps after the checkpoint are trained again: hide what was logged for them.
-                logger._kwargs["purge_step"] = step + 1
+            if isinstance(logger, TensorBoardLogger):
+                # Steps after the checkpoint, or all of a run that was killed before its first one,
+                # are trained again: hide what was logged for them.
+                logger._kwargs["purge_step"] = step + 1 if resumed else 0
             loggers.append(logger)
         return loggers
 

@@ -142,7 +142,7 @@ def failure(config: dict[str, Any], error: BaseException) -> dict[str, Any]:
     """Return the result of a run that ended with `error`."""
     stopped = isinstance(error, Stopped)
     # What is raised on purpose says all in its message; the log file has the rest.
-    told = stopped
+    told = stopped or isinstance(error, HydraTrainerError)
     text = "" if told else "".join(traceback.format_exception(error))
     return {
         "status": "stopped" if stopped else "failed",

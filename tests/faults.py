@@ -22,7 +22,7 @@ from hydra_trainer import checkpoint
 from hydra_trainer.checkpoint import STATE, CommittedCheckpointIO, Store, Writer
 from hydra_trainer.models.mlp import MLP
 
-from .drill import Drill
+from .drill import Drill, Strange
 
 Watcher = Callable[[str, Path], None]
 
@@ -265,6 +265,13 @@ class Steep(MLP):
             next(self.parameters()).grad.fill_(float("inf"))
 
 
+class Patient(Strange):
+    """Its steps begin when nothing is being saved."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.trainer.callbacks[0].writer.finish()
+
+
 class Closed(MLP):
     """Keeps something in its checkpoint that cannot even be saved."""
 
@@ -273,7 +280,10 @@ class Closed(MLP):
 
 
 class Deadly(Dataset[Any]):
-    """Something happens to the loader worker that loads sample 5."""
+    """Something happens to the loader worker that loads sample 5.
+
+    With `shm` no file of it may grow, and its process id is written into the file FAULT.
+    """
 
     def __init__(self, death: str) -> None:
         self.death = death
@@ -286,6 +296,7 @@ class Deadly(Dataset[Any]):
             if self.death == "exit":
                 os._exit(3)
             if self.death == "shm":
+                Path(os.environ["FAULT"]).write_text(str(os.getpid()))
                 _limit_files(1 << 10)  # /dev/shm is a file system
             else:
                 os.kill(os.getpid(), signal.Signals[self.death])
