@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 from . import checkpoints, gpu, starts, steps
@@ -31,8 +32,10 @@ def main(words: list[str]) -> int:
         logging.getLogger(name).setLevel(logging.WARNING)  # what it says when a Trainer is made
     rows: list[Row] = []
     for name in options.names or ALL:
-        print(f"measuring {name} ...", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        print(f"measuring {name} ...", end=" ", file=sys.stderr, flush=True)
         rows += ALL[name](options.quick)
+        print(f"{time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
     show(rows)
     return int(not options.quick and any(row.verdict == "MISSED" for row in rows))
 
