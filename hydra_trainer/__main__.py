@@ -1,13 +1,23 @@
 """`hydra-trainer` and `python -m hydra_trainer`: train, or ask after a job by its handle."""
 
+import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import HydraTrainerError
-from .job import CONFIG_ERROR, DONE, USER_ERROR, JobHandle, JobState
+from . import launcher
+from .errors import HydraTrainerError, LaunchError
+from .job import DONE, USER_ERROR, JobHandle, JobState, JobStatus
 
-VERBS = ("status", "logs", "wait", "cancel", "list")
+VERBS = {
+    "status": "say how a job goes",
+    "logs": "print what a rank has logged",
+    "why": "say on one screen what happened to a job, and what to change",
+    "wait": "return when a job has ended, with its exit code",
+    "cancel": "ask a job to save and stop",
+    "list": "list the jobs that were started from here",
+}
 
 
 def main() -> None:
@@ -24,38 +34,114 @@ def main() -> None:
 
 
 def verb(name: str, words: Sequence[str]) -> int:
-    """Run one verb on a handle and return the exit code."""
-    from .launchers.local import LocalLauncher
-
-    launcher = LocalLauncher()
+    """Run one verb and return the exit code."""
+    options = _parser(name).parse_args(words)
     try:
-        if name == "list":
-            for handle, status in launcher.list():
-                print(f"{status.state:<10} {handle}  {status.message}".rstrip())
-            return DONE
-        if not words:
-            more = " [-f] [--rank N]" if name == "logs" else ""
-            print(f"usage: hydra-trainer {name} HANDLE{more}", file=sys.stderr)
-            return CONFIG_ERROR
-        handle = JobHandle.parse(words[0])
-        if name == "logs":
-            rank = int(words[words.index("--rank") + 1]) if "--rank" in words else 0
-            for line in launcher.logs(handle, rank=rank, follow="-f" in words):
-                print(line, flush=True)
-            return DONE
-        if name == "cancel":
-            launcher.cancel(handle)
-            return DONE
-        status = launcher.wait(handle) if name == "wait" else launcher.status(handle)
+        code: int = globals()[f"_{name}"](options)
     except HydraTrainerError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    objective = (status.result or {}).get("objective") or {}
-    found = f"{objective['metric']}={objective['value']}" if objective else ""
-    print(" ".join(part for part in (status.state, status.reason, status.message, found) if part))
-    if name == "status":
-        return DONE
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # its reader, such as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return code
+
+
+def _parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"hydra-trainer {name}", description=VERBS[name])
+    if name == "list":
+        parser.add_argument(
+            "place", nargs="?", default="runs", help="a folder of runs, or eks://CONTEXT/NAMESPACE"
+        )
+        return parser
+    parser.add_argument("job", help="its run directory or its handle, as it was printed")
+    if name == "logs":
+        parser.add_argument("-f", "--follow", action="store_true", help="until the job has ended")
+        parser.add_argument("--rank", type=int, default=0, help="whose log; 0 without it")
+        parser.add_argument("--all", action="store_true", help="those of all ranks")
+    return parser
+
+
+def _handle(text: str) -> JobHandle:
+    directory = Path(text)
+    if "://" in text or not directory.is_dir():
+        return JobHandle.parse(text)
+    return launcher.recorded(directory) or JobHandle.local(directory)
+
+
+def _status(options: argparse.Namespace) -> int:
+    handle = _handle(options.job)
+    print(_line(launcher.reaching(handle).status(handle)))
+    return DONE
+
+
+def _why(options: argparse.Namespace) -> int:
+    handle = _handle(options.job)
+    print(launcher.reaching(handle).why(handle))
+    return DONE
+
+
+def _wait(options: argparse.Namespace) -> int:
+    handle = _handle(options.job)
+    status = launcher.reaching(handle).wait(handle)
+    print(_line(status))
     return DONE if status.state is JobState.SUCCEEDED else status.exit_code or USER_ERROR
+
+
+def _logs(options: argparse.Namespace) -> int:
+    handle = _handle(options.job)
+    rank = None if options.all else options.rank
+    for line in launcher.reaching(handle).logs(handle, rank=rank, follow=options.follow):
+        print(line, flush=True)
+    return DONE
+
+
+def _cancel(options: argparse.Namespace) -> int:
+    handle = _handle(options.job)
+    place = launcher.reaching(handle)
+    before = place.status(handle)
+    place.cancel(handle)
+    if before.state.ended:
+        print(f"It had ended: {_line(before)}")
+    else:
+        print(f"Asked to save and stop. To see it end: hydra-trainer wait {handle}")
+    return DONE
+
+
+def _list(options: argparse.Namespace) -> int:
+    if "://" in options.place:
+        handle = JobHandle.parse(options.place)
+        found = launcher.reaching(handle).list()
+    else:
+        handles = [_handle(str(path)) for path in _runs(Path(options.place))]
+        found = [(handle, _state(handle)) for handle in handles]
+    if not found:
+        print(f"No jobs in {options.place}. For another place: hydra-trainer list PLACE")
+    for handle, status in found:
+        print(f"{handle}  {_line(status)}")
+    return DONE
+
+
+def _runs(folder: Path) -> list[Path]:
+    files = [path for name in ("config.yaml", launcher.RECORD) for path in folder.glob(f"*/{name}")]
+    return sorted({path.parent for path in files})
+
+
+def _state(handle: JobHandle) -> JobStatus:
+    try:
+        return launcher.reaching(handle).status(handle)
+    except LaunchError as error:
+        return JobStatus(JobState.UNKNOWN, message=str(error))
+
+
+def _line(status: JobStatus) -> str:
+    """Return a status on one line: state, reason, message, objective."""
+    objective = (status.result or {}).get("objective") or {}
+    value = f"{objective['metric']}={objective['value']}" if objective.get("value") else ""
+    message = " ".join(status.message.split())
+    return "  ".join(part for part in (status.state, status.reason, message, value) if part)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, HydraTrainerError, did_you_mean
-from .job import CONFIG_ERROR, USER_ERROR, JobState
+from .job import CONFIG_ERROR, DONE, USER_ERROR, JobState
 
 
 class JobFailed(HydraTrainerError):
@@ -88,20 +88,27 @@ def run(cfg: Any) -> float | None:
         job = config.to_job(plain, directory)
         trusted = (*TRUSTED, *plain["trusted_modules"])
         place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
+        if place.dry_run:
+            print(launcher.text(place.render(job)), end="")
+            return None
+        if place.check:
+            sys.exit(DONE if place.preflight(job) else CONFIG_ERROR)
         handle, status = launcher.run(place, job)
-    except ConfigError:
+    finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; where nothing was started, nothing stays
-        raise
+    if not status.state.ended:
+        print(handle)
+        return None
     result = status.result or {}
     if status.state is JobState.SUCCEEDED:
-        report.summary(result, Path(job.output), sys.argv[1:])
+        report.summary(result, job, sys.argv[1:])
         value = (result.get("objective") or {}).get("value")
         return None if value is None else float(value)
     if status.state is JobState.CANCELLED:
         report.stopped(Path(job.output))
         sys.exit(status.exit_code or 143)
-    raise JobFailed(report.failed(result, str(handle)), status.exit_code or USER_ERROR)
+    raise JobFailed(report.failed(result), status.exit_code or USER_ERROR)
 
 
 def _explain(error: BaseException, words: Sequence[str]) -> int:

@@ -1,27 +1,104 @@
-"""Which source files a run depends on, and their digest."""
+"""The code that a run depends on: which files, their digest, and one archive of them.
 
+All three are functions of names and contents only: no clock, no absolute path, no git state.
+"""
+
+import functools
+import gzip
 import hashlib
 import importlib.metadata
+import io
 import subprocess
-import sys
+import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
-SOURCE_SUFFIXES = frozenset(
-    {".py", ".pyi", ".yaml", ".yml", ".toml", ".cfg", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h"}
-)
-"""Files that can change what a run computes. A README is not among them: editing it must not make
-tomorrow's command start anew instead of going on with today's run."""
+SOURCE_SUFFIXES = frozenset({".py", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h"})
+"""Files that can change what a run computes. YAML is not among them: what it says is in the
+resolved configuration, and a run writes some, which must not make the same command another run."""
 
-NOT_SOURCE = frozenset({"tests", "docs"})
+NOT_SOURCE = frozenset({"tests", "docs", "benchmarks"})
 """Folders whose files no run imports: editing a test does not make another run."""
 
-PACKAGE_FOLDERS = ("datasets", "conf", "launchers", "models")
+PACKAGE_FOLDERS = ("datasets", "conf", "eks", "embedded", "launchers", "models")
 
 
-def package_files() -> Iterator[tuple[str, Path]]:
-    """Yield (name, path) of this package's own source files, wherever it is installed.
+@dataclass(frozen=True)
+class Bundle:
+    """The files of a run's code.
+
+    `files` maps the name in the archive to the file here: the work tree that git tracks or does
+    not ignore, the packages that `_target_`s name, and this package. `digest` (16 hex characters)
+    is of those that can change what a run computes.
+    """
+
+    files: dict[str, Path]
+    digest: str
+
+    def archive(self) -> bytes:
+        """Return a .tar.gz of the files, the same bytes for the same names and contents."""
+        return _archive(tuple(self.files.items()))
+
+    def sizes(self) -> list[tuple[int, str]]:
+        """Return (bytes, name) of the files, the largest first."""
+        return sorted(((path.stat().st_size, name) for name, path in self.files.items()))[::-1]
+
+
+def collect(root: Path, targets: Iterable[str] = (), without: Iterable[Path] = ()) -> Bundle:
+    """Find the code of a run that is started in `root`.
+
+    Args:
+        root: the folder of the user's work tree; what git does not know there stays out.
+        targets: every `_target_` of the configuration.
+        without: folders that hold results, not code.
+    """
+    return _collect(root.resolve(), tuple(targets), tuple(path.resolve() for path in without))
+
+
+@functools.lru_cache(maxsize=8)  # the jobs of a sweep have the same code
+def _collect(root: Path, targets: tuple[str, ...], without: tuple[Path, ...]) -> Bundle:
+    files = dict(_package_files())
+    own = set(files.values())
+    for name, path in (*_tree_files(root, without), *_module_files(targets)):
+        if path.resolve() not in own:
+            files.setdefault(name, path)
+    return Bundle(dict(sorted(files.items())), _digest(files, targets))
+
+
+def _digest(files: dict[str, Path], targets: tuple[str, ...]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(files):
+        if _is_source(Path(name)):
+            content = hashlib.sha256(files[name].read_bytes()).hexdigest()
+            digest.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
+    for line in _installed_versions(targets):
+        digest.update(line.encode())
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=2)
+def _archive(files: tuple[tuple[str, Path], ...]) -> bytes:
+    buffer = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+    ):
+        for name, path in files:
+            content = path.read_bytes()
+            entry = tarfile.TarInfo(name)  # no owner, no time
+            entry.size = len(content)
+            entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+# ------------------------------------------------------------------------------- which files
+
+
+def _package_files() -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of this package's own files, wherever it is installed.
 
     Names are those of the imports (hydra_trainer/models/...), so that a checkout, an editable
     install and a wheel of the same code have the same digest.
@@ -39,34 +116,37 @@ def package_files() -> Iterator[tuple[str, Path]]:
                 yield f"{name}/{path.relative_to(roots[name]).as_posix()}", path
 
 
-def tree_files(root: Path) -> Iterator[tuple[str, Path]]:
-    """Yield (name, path) of the source files that git tracks or does not ignore below `root`.
+def _tree_files(root: Path, without: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of the files that git tracks or does not ignore around `root`.
 
     Nothing where `root` is not in a git work tree or git is not installed.
     """
-    command = ["git", "-C", str(root), "ls-files", "-coz", "--exclude-standard", "--full-name"]
     try:
-        top = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "--show-toplevel"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.rstrip("\n")
-        listed = subprocess.run([*command, "--", top], capture_output=True, check=True).stdout
+        top = _git(root, "rev-parse", "--show-toplevel").rstrip("\n")
+        listed = _git(root, "ls-files", "-coz", "--exclude-standard", "--full-name", "--", top)
     except (OSError, subprocess.CalledProcessError):
         return
-    for name in sorted(set(listed.decode(errors="surrogateescape").split("\0")) - {""}):
+    for name in sorted(set(listed.split("\0")) - {""}):
         path = Path(top, name)
-        source = path.suffix in SOURCE_SUFFIXES and not NOT_SOURCE.intersection(path.parts[:-1])
-        if source and path.is_file():
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in without):
             yield name, path
 
 
-def module_files(targets: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """Yield (name, path) of the sources of the top-level packages that `_target_`s name.
+def _git(root: Path, *words: str) -> str:
+    done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, check=True)
+    return done.stdout.decode(errors="surrogateescape")
 
-    Found by path on sys.path, without an import: a user's package may import torch. An installed
-    distribution counts by its version instead (see `code_digest`).
+
+def _is_source(name: Path) -> bool:
+    """Tell whether a file, named from the top of its tree, can be part of what a run computes."""
+    return name.suffix in SOURCE_SUFFIXES and not NOT_SOURCE & {*name.parts[:-1]}
+
+
+def _module_files(targets: Iterable[str]) -> Iterator[tuple[str, Path]]:
+    """Yield (name, path) of the top-level packages that `_target_`s name.
+
+    Found without an import: a user's package may import torch. An installed distribution counts by
+    its version instead, unless it is installed in editable mode.
     """
     for package in sorted({target.split(".")[0] for target in targets} - {"hydra_trainer"}):
         place = _find(package)
@@ -79,44 +159,27 @@ def module_files(targets: Iterable[str]) -> Iterator[tuple[str, Path]]:
                 yield f"{package}/{path.relative_to(place).as_posix()}", path
 
 
-def code_digest(root: Path, targets: Iterable[str] = ()) -> str:
-    """Return a hex digest (16 characters) of all the code that a run below `root` depends on.
-
-    It is a function of names and contents only: no clock, no absolute path, no git state.
-    """
-    targets = list(targets)
-    files = dict(package_files())
-    own = set(files.values())
-    for name, path in (*tree_files(root), *module_files(targets)):
-        if path not in own and path.resolve() not in own:
-            files.setdefault(name, path)
-    digest = hashlib.sha256()
-    for name in sorted(files):
-        content = hashlib.sha256(files[name].read_bytes()).hexdigest()
-        digest.update(f"{name}\0{content}\n".encode(errors="surrogateescape"))
-    for line in _installed_versions(targets):
-        digest.update(line.encode())
-    return digest.hexdigest()[:16]
-
-
 def _walk(root: Path) -> Iterator[Path]:
     for path in sorted(root.rglob("*")):
         hidden = any(part.startswith((".", "__pycache__")) for part in path.relative_to(root).parts)
-        if path.suffix in SOURCE_SUFFIXES and not hidden and path.is_file():
+        if not hidden and path.suffix != ".pyc" and path.is_file():
             yield path.resolve()
 
 
 def _find(package: str) -> Path | None:
-    for entry in sys.path:
-        base = Path(entry or ".").resolve()
-        if (base / package).is_dir():
-            return base / package
-        if (base / f"{package}.py").is_file():
-            return base / f"{package}.py"
-    return None
+    """Return the folder or the file of a package; None where it is not found or has no source."""
+    try:
+        spec = find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    if spec is None:
+        return None
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).resolve()
+    return Path(spec.origin).resolve() if spec.origin and Path(spec.origin).is_file() else None
 
 
-def _installed_versions(targets: list[str]) -> Iterator[str]:
+def _installed_versions(targets: Iterable[str]) -> Iterator[str]:
     for package in sorted({target.split(".")[0] for target in targets} - {"hydra_trainer"}):
         try:
             yield f"{package}=={importlib.metadata.version(package)}\n"

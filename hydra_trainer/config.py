@@ -22,9 +22,10 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from .bundle import code_digest
+from .bundle import Bundle, collect
 from .errors import ConfigError, did_you_mean
 from .job import JobSpec, Resources
+from .storage import local_output, mount_problems, mounts
 from .targets import TRUSTED, check_targets, signature_problems
 
 # ------------------------------------------------------------------------------------- schema
@@ -78,6 +79,10 @@ class ResourcesConf:
     nodes: int = 1
     gpus_per_node: int | None = None  # null: take what is there
     processes_per_node: int | None = None  # null: one per GPU, at least one
+    min_nodes: int | None = None  # fewer machines will do, down to this many (launcher=eks)
+    cpus_per_node: float | None = None  # null: what is there; on a cluster, asked for
+    memory_per_node: str | None = None  # as Kubernetes writes it: 64Gi
+    instance_type: str | None = None  # p5.48xlarge; SageMaker's ml. in front is understood
 
 
 @dataclass
@@ -85,7 +90,7 @@ class StorageConf:
     """Where things lie. A mount's name is what `${mount:name}` in the config refers to."""
 
     output: str = "runs"  # run directories are made below it
-    mounts: dict[str, str] = field(default_factory=dict)  # name: path on this machine
+    mounts: dict[str, Any] = field(default_factory=dict)  # name: folder here, or job.Mount's fields
 
 
 @dataclass
@@ -185,12 +190,14 @@ AT_LEAST: dict[str, float] = {
     "resources.nodes": 1,
     "resources.gpus_per_node": 0,
     "resources.processes_per_node": 1,
+    "resources.min_nodes": 1,
     "data.batch_size": 1,
     "data.num_workers": 0,
     "optim.weight_decay": 0,
     "optim.schedule.warmup_steps": 0,
     "debug.port": 0,
     "debug.profile_steps": 1,
+    "launcher.max_restarts": 0,
 }
 ABOVE_ZERO = (
     "trainer.start_timeout",
@@ -199,6 +206,8 @@ ABOVE_ZERO = (
     "trainer.gradient_clip_val",
     "trainer.limit_train_batches",
     "optim.lr",
+    "resources.cpus_per_node",
+    "launcher.grace",
 )
 AT_MOST: dict[str, float] = {
     "trainer.val_check_interval": 1,
@@ -323,7 +332,8 @@ def _combination_problems(plain: dict[str, Any]) -> list[str]:
     problems = []
     needed = resources(plain)
     batch = get(plain, "data.batch_size")
-    if _number(batch) and batch >= 1 and batch % needed.world_size:
+    sound = needed.world_size >= 1  # else the range has been reported
+    if sound and _number(batch) and batch >= 1 and batch % needed.world_size:
         lower = max(batch // needed.world_size, 1) * needed.world_size
         problems.append(
             f"data.batch_size is {batch}, the samples per step over all processes, but must be "
@@ -356,19 +366,12 @@ def _combination_problems(plain: dict[str, Any]) -> list[str]:
             "trainer.strategy is 'fsdp' with one process, but there is nothing to shard over. "
             "Type resources.processes_per_node=2 or more, or trainer.strategy=auto."
         )
-    if "${mount:" in json.dumps(plain["data"], default=str):
-        problems += _mount_problems(plain)
-    return problems
-
-
-def _mount_problems(plain: dict[str, Any]) -> list[str]:
-    names = set(plain["storage"]["mounts"])
-    used = {part.split("}")[0] for part in json.dumps(plain["data"]).split("${mount:")[1:]}
-    return [
-        f"The config uses ${{mount:{name}}}, but storage.mounts has no {name!r} (it has: "
-        f"{', '.join(sorted(names)) or 'none'}). Type +storage.mounts.{name}=/path/of/it."
-        for name in sorted(used - names)
-    ]
+    low = needed.min_nodes
+    if low is not None and not low <= needed.nodes:
+        problems.append(
+            f"resources.min_nodes is {low}, but must be at most resources.nodes={needed.nodes}."
+        )
+    return [*problems, *mount_problems(plain)]
 
 
 def _missing_values(node: Any, key: str = "") -> list[tuple[str, str]]:
@@ -410,15 +413,13 @@ def _number(value: Any) -> bool:
 
 # ------------------------------------------------------------------------------- config -> job
 
-NOT_IDENTITY = ("again", "run", "name", "storage.output")
+NOT_IDENTITY = ("again", "run", "name", "storage", "launcher")
 """Keys that change neither what is trained nor how: they are left out of the run's identity."""
 
 NOT_TRAINING = (
     *NOT_IDENTITY,
-    "launcher",
     "resources",
     "logger",
-    "storage",
     "debug",
     "checkpoint",
     "trainer.progress",
@@ -450,7 +451,14 @@ def resources(plain: dict[str, Any]) -> Resources:
     node = plain["resources"]
     gpus = node["gpus_per_node"]
     processes = node["processes_per_node"] or max(gpus or 0, 1)
-    return Resources(node["nodes"], processes, gpus)
+    more = {key: node[key] for key in ("min_nodes", "cpus_per_node", "memory_per_node")}
+    return Resources(
+        node["nodes"], processes, gpus, instance_type=_ec2(node["instance_type"]), **more
+    )
+
+
+def _ec2(instance_type: str | None) -> str | None:
+    return instance_type.removeprefix("ml.") if instance_type else None
 
 
 def digest(value: Any) -> str:
@@ -493,14 +501,14 @@ def to_job(plain: dict[str, Any], directory: Path, root: Path | None = None) -> 
         directory: the run directory.
         root: where the user's code lies; the current directory when left out.
     """
-    code = code_digest(root or Path.cwd(), targets(plain))
-    name = identity(plain, code)
+    code = _code(plain, root or Path.cwd())
+    name = identity(plain, code.digest)
     config = json.loads(json.dumps(plain))
     config["run"] = {
         "name": job_name(plain, name),
         "dir": str(directory),
         "identity": name,
-        "code_digest": code,
+        "code_digest": code.digest,
     }
     return JobSpec(
         name=config["run"]["name"],
@@ -508,8 +516,14 @@ def to_job(plain: dict[str, Any], directory: Path, root: Path | None = None) -> 
         config=config,
         output=str(directory),
         resources=resources(plain),
+        code=code,
+        mounts=mounts(plain),
         again=plain["again"],
     )
+
+
+def _code(plain: dict[str, Any], root: Path) -> Bundle:
+    return collect(root, targets(plain), [local_output(plain)])
 
 
 def _default_run_dir(*, _root_: DictConfig) -> str:
@@ -519,8 +533,7 @@ def _default_run_dir(*, _root_: DictConfig) -> str:
     job = OmegaConf.create({key: value for key, value in plain.items() if key != "hydra"})
     try:
         values = resolve(job)
-        code = code_digest(Path.cwd(), targets(values))
-        output = values["storage"]["output"]
-        return str(Path(output).expanduser() / job_name(values, identity(values, code)))
+        digest = _code(values, Path.cwd()).digest
+        return str(local_output(values) / job_name(values, identity(values, digest)))
     except (ConfigError, KeyError, AttributeError, TypeError):
         return ".hydra-trainer-invalid"  # never used: validate() reports the fault and stops

@@ -44,6 +44,11 @@ class NaNLossError(HydraTrainerError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return ' Did you mean X?' with the closest known name, or nothing when none is close."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """Return ' Did you mean X?' with the closest known name, or nothing when none is close.
+
+    Close is what differs by little, or what the word is the beginning of.
+    """
+    names = list(known)
+    begun = [name for name in names if len(word) > 2 and name.startswith(word)]
+    close = get_close_matches(word, names, n=1, cutoff=0.6) or begun[:1]
     return f" Did you mean {close[0]!r}?" if close else ""

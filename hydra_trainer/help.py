@@ -4,20 +4,26 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-EXAMPLES = """\
-Examples:
-  python train.py                                    train the default model on this machine
-  python train.py model=resnet18 data=cifar10        choose from the groups below
-  python train.py optim.lr=3e-4 trainer.max_epochs=5 change any value
-  python train.py resources.processes_per_node=2     two ranks
-  python train.py debug=default                      one batch of everything, for a debugger
-  python train.py -m optim.lr=1e-3,3e-3              one run for each value
-  python train.py --cfg job                          print the whole configuration
-  python train.py --info defaults-tree               how it is put together
-  python train.py --hydra-help                       Hydra's own flags; --shell-completion too
+from .report import program
 
+EXAMPLES = (
+    ("", "train the default model on this machine"),
+    ("model=resnet18 data=cifar10", "choose from the groups below"),
+    ("optim.lr=3e-4 trainer.max_epochs=5", "change any value"),
+    ("experiment=gpt_tiny", "a whole recipe"),
+    ("resources.processes_per_node=2", "two ranks"),
+    ("debug=default", "one batch of everything, for a debugger"),
+    ("-m optim.lr=1e-3,3e-3", "one run for each value"),
+    ("--cfg job", "print the whole configuration"),
+    ("--info defaults-tree", "how it is put together"),
+    ("--config-dir conf experiment=mine", "with your own folder of files"),
+    ("--hydra-help", "Hydra's own flags, and shell completion"),
+)
+
+AGAIN = """\
 The same command finds its run again: unfinished, it goes on; finished, it prints the result;
-again=true runs it anew."""
+again=true runs it anew. To ask after a run: hydra-trainer status|logs|wait|cancel RUN, and
+hydra-trainer list."""
 
 
 def text(words: Sequence[str]) -> str:
@@ -28,11 +34,19 @@ def text(words: Sequence[str]) -> str:
             folders.append(Path(value))
         elif flag.startswith("--config-dir="):
             folders.append(Path(flag.split("=", 1)[1]))
-    parts = ["Train a PyTorch model, here or on a cluster, from one configuration.", "", EXAMPLES]
-    parts += ["", "Groups (GROUP=NAME):"]
+    parts = ["Train a PyTorch model, here or on a cluster, from one configuration.", ""]
+    parts += ["Examples:", *_examples(), "", AGAIN, "", "Groups (GROUP=NAME):"]
     for group in _groups(folders):
         parts += ["", f"{group}/", *_options(folders, group)]
     return "\n".join(parts)
+
+
+def _examples() -> list[str]:
+    commands = [f"{program()} {words}".rstrip() for words, _ in EXAMPLES]
+    width = max(map(len, commands)) + 2
+    return [
+        f"  {line:<{width}}{about}" for line, (_, about) in zip(commands, EXAMPLES, strict=True)
+    ]
 
 
 def conf_folder() -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
+from .bundle import Bundle
 from .errors import LaunchError
 
 DONE = 0
@@ -23,12 +24,17 @@ wrong, do not run again; 143 stopped by SIGTERM after saving, run again; 128 + s
 class Resources:
     """What one job needs: `nodes` machines with `processes_per_node` ranks each.
 
-    `gpus_per_node` is None where the job takes what the machine has.
+    `gpus_per_node` is None where the job takes what the machine has. `min_nodes` is set where it
+    may go on with fewer machines. Memory in Kubernetes' words: 64Gi.
     """
 
     nodes: int = 1
     processes_per_node: int = 1
     gpus_per_node: int | None = None
+    min_nodes: int | None = None
+    cpus_per_node: float | None = None
+    memory_per_node: str | None = None
+    instance_type: str | None = None
 
     @property
     def world_size(self) -> int:
@@ -36,11 +42,29 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Mount:
+    """A folder that the job reads or writes, by the name that `${mount:name}` uses.
+
+    `path` is where the job sees it, `local` where this machine does; `claim` is the
+    PersistentVolumeClaim that holds it on Kubernetes.
+    """
+
+    name: str
+    kind: str = "host"
+    local: str = ""
+    path: str = ""
+    claim: str = ""
+    sub_path: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class JobSpec:
     """One training job: everything a launcher needs, and nothing that depends on the clock.
 
     `config` is the resolved job configuration, as plain containers; `output` is the run directory
-    as the submitting machine sees it; `identity` is the digest of configuration and code.
+    as the submitting machine sees it; `identity` is the digest of what is trained, configuration
+    and code; `code` are the files that the job brings along.
     """
 
     name: str
@@ -48,6 +72,8 @@ class JobSpec:
     config: dict[str, Any]
     output: str
     resources: Resources
+    code: Bundle
+    mounts: dict[str, Mount] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     again: bool = False
 
@@ -69,13 +95,19 @@ class JobState(StrEnum):
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How a job goes. `exit_code` is None until it ended; `result` is its result.json, if any."""
+    """How a job goes. `exit_code` is None until it ended; `result` is its result.json, if any.
+
+    `started` and `ended` are RFC 3339 times by the platform's clock.
+    """
 
     state: JobState
     reason: str = ""
     message: str = ""
     exit_code: int | None = None
     result: dict[str, Any] | None = None
+    restarts: int = 0
+    started: str | None = None
+    ended: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,8 +126,8 @@ class JobHandle:
         parts = urlsplit(text)
         if not parts.scheme or "://" not in text or not (parts.netloc + parts.path):
             raise LaunchError(
-                f"{text!r} is not a job handle. A handle looks like local:///absolute/run/dir; "
-                "every run prints its own when it starts."
+                f"{text!r} is neither a run directory nor a handle, such as "
+                "local:///absolute/run/dir. hydra-trainer list shows those in ./runs."
             )
         return cls(parts.scheme, unquote(parts.netloc + parts.path))
 

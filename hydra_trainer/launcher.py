@@ -4,17 +4,40 @@ A launcher is one class in one file of launchers/, reached through `launcher._ta
 arguments are its options. The core never names one.
 """
 
+import contextlib
+import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
+from .bootstrap import read_json, write_json
+from .errors import LaunchError, did_you_mean
 from .job import JobHandle, JobSpec, JobStatus
+
+RECORD = "job.json"
+"""In a run directory of this machine: the handle of a job that runs elsewhere, and its result."""
 
 
 class Launcher(Protocol):
     """Runs jobs in one kind of place. Every method may be called again without harm."""
 
     scheme: str
-    """The first word of its handles: `local`, `eks`, `sagemaker`."""
+    """The first word of its handles: `local`, `eks`, `sagemaker`. Its configuration is the file of
+    that name in the group `launcher`."""
+
+    dry_run: bool
+    """Print what `render` returns and stop."""
+
+    check: bool
+    """Say what would stop the job, and stop."""
+
+    @classmethod
+    def reaching(cls, handle: JobHandle) -> "Launcher":
+        """Return a launcher that can be asked about the job of a handle."""
 
     def render(self, job: JobSpec) -> dict[str, Any]:
         """Return the exact object that `submit` sends: no network, clock, randomness, environment.
@@ -22,29 +45,96 @@ class Launcher(Protocol):
         Raises ConfigError when this place cannot run the job.
         """
 
+    def preflight(self, job: JobSpec) -> bool:
+        """Print what speaks for and against a submit now. Returns whether the job would run."""
+
     def submit(self, job: JobSpec) -> JobHandle:
         """Start the job, or find the one that is already there under the same identity.
 
         Raises ConfigError or LaunchError; nothing is left half-submitted.
         """
 
+    def follow(self, handle: JobHandle) -> JobStatus:
+        """Print what happens to a job until it ends, or until an interrupt lets go of it."""
+
     def status(self, handle: JobHandle) -> JobStatus:
         """Return how the job goes now. Raises LaunchError when there is no such job."""
 
-    def logs(self, handle: JobHandle, *, rank: int = 0, follow: bool = False) -> Iterator[str]:
-        """Yield the lines that one rank printed; with `follow`, until the job has ended."""
+    def why(self, handle: JobHandle) -> str:
+        """Return one screen on what happened to a job, and what to change."""
+
+    def logs(
+        self, handle: JobHandle, *, rank: int | None = 0, follow: bool = False
+    ) -> Iterator[str]:
+        """Yield the lines that a rank printed, None: all ranks; `follow`: until the job ended."""
 
     def wait(self, handle: JobHandle) -> JobStatus:
-        """Return when the job has ended. An interrupt leaves the job to the launcher's policy."""
+        """Return when the job has ended."""
 
     def cancel(self, handle: JobHandle) -> None:
         """Ask the job to save and stop. Cancelling an ended job does nothing."""
 
     def list(self) -> list[tuple[JobHandle, JobStatus]]:
-        """Return the jobs that this launcher knows."""
+        """Return the jobs of this place that a launcher of ours started."""
 
 
 def run(launcher: Launcher, job: JobSpec) -> tuple[JobHandle, JobStatus]:
-    """Submit a job and stay with it to its end."""
+    """Submit a job and stay with it to its end, or until it is let go of."""
     handle = launcher.submit(job)
-    return handle, launcher.wait(handle)
+    status = launcher.follow(handle)
+    if handle.scheme != "local":
+        record(Path(job.output), handle, status)
+    return handle, status
+
+
+def text(manifests: dict[str, Any]) -> str:
+    """Return what a launcher rendered as YAML, the same bytes every time."""
+    dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return str(
+        yaml.dump(manifests, Dumper=dumper, sort_keys=False, allow_unicode=True, width=2**31 - 1)
+    )
+
+
+def record(directory: Path, handle: JobHandle, status: JobStatus) -> None:
+    """Write down on this machine which job it was, so that `hydra-trainer list` finds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    found = {"handle": str(handle), "state": str(status.state), "result": status.result}
+    write_json(directory / RECORD, found)
+
+
+def recorded(directory: Path) -> JobHandle | None:
+    """Return the handle that was written down in a run directory."""
+    found = read_json(directory / RECORD)
+    with contextlib.suppress(LaunchError):
+        return JobHandle.parse(str(found["handle"])) if found else None
+    return None
+
+
+def reaching(handle: JobHandle) -> Launcher:
+    """Return a launcher that can be asked about a handle.
+
+    Raises:
+        LaunchError: no launcher has handles of this scheme.
+    """
+    folder = _conf_folder() / "launcher"
+    path = folder / f"{handle.scheme}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise LaunchError(
+            f"{handle} is not a handle of ours: it must start with "
+            f"{', '.join(f'{name}://' for name in known)}.{did_you_mean(handle.scheme, known)}"
+        )
+    module, _, name = yaml.safe_load(path.read_text())["_target_"].rpartition(".")
+    found: Launcher = getattr(import_module(module), name).reaching(handle)
+    return found
+
+
+def _conf_folder() -> Path:
+    spec = find_spec("hydra_trainer.conf")
+    assert spec is not None and spec.origin is not None
+    return Path(spec.origin).parent
+
+
+def say(line: str) -> None:
+    """Print a line about a job to stderr: stdout is for what the job itself says."""
+    print(line, file=sys.stderr, flush=True)

@@ -1,23 +1,31 @@
-"""What a user reads at the end."""
+"""What a user reads at the end. Every command in it can be pasted."""
 
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-
-def command(words: Sequence[str], *more: str) -> str:
-    """Return the command that was typed, with more words, ready to paste."""
-    return " ".join([program(), *(shlex.quote(w) for w in (*words, *more))])
+from .job import USER_ERROR, JobSpec
 
 
 def program() -> str:
-    """Return how this program was called: `python train.py`, `hydra-trainer` and so on."""
-    path = Path(sys.argv[0])
-    if path.name == "__main__.py":
-        return f"python -m {path.parent.name}"
-    return f"python {sys.argv[0]}" if path.suffix == ".py" else path.name
+    """Return what was typed before the first argument: `python train.py`, `hydra-trainer`."""
+    script = Path(sys.argv[0])
+    if script.name != "__main__.py" and script.suffix != ".py":
+        return script.name if shutil.which(script.name) else shown(script)
+    typed = sys.orig_argv[: len(sys.orig_argv) - len(sys.argv[1:])]
+    if typed[-1:] == [sys.argv[0]] or typed[-2:-1] == ["-m"]:
+        return shlex.join(typed)
+    return f"python {sys.argv[0]}"
+
+
+def command(words: Sequence[str], *more: str) -> str:
+    """Return a command with these arguments, ready to paste. A later value replaces an earlier."""
+    keys = {word.partition("=")[0] for word in more}
+    kept = [word for word in words if word.partition("=")[0] not in keys]
+    return " ".join([program(), *map(shlex.quote, (*kept, *more))])
 
 
 def shown(path: Path) -> str:
@@ -26,19 +34,15 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) and path != here else path)
 
 
-def summary(result: dict[str, Any], directory: Path, words: Sequence[str]) -> None:
+def summary(result: dict[str, Any], job: JobSpec, words: Sequence[str]) -> None:
     """Print the result of a finished job and what to try next."""
-    print("\n".join(summary_lines(result, directory, words)))
-
-
-def summary_lines(result: dict[str, Any], directory: Path, words: Sequence[str]) -> list[str]:
-    """Return the summary as lines."""
-    rows = _rows(result, directory)
-    width = max(len(name) for name, _ in rows) + 2
-    lines = ["", *(f"  {name:<{width}}{value}" for name, value in rows), "", "Next:"]
-    for what, line in _next(directory, [word for word in words if word != "again=true"]):
-        lines += [f"  # {what}", f"  {line}"]
-    return lines
+    directory = Path(job.output)
+    words = [word for word in words if word != "again=true"]
+    print()
+    _print_table([list(row) for row in _rows(result, directory)])
+    print("\nNext:")
+    for what, line in _next(job, directory, words):
+        print(f"  # {what}\n  {line}")
 
 
 def _rows(result: dict[str, Any], directory: Path) -> list[tuple[str, str]]:
@@ -61,24 +65,63 @@ def _rows(result: dict[str, Any], directory: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _next(directory: Path, words: Sequence[str]) -> list[tuple[str, str]]:
-    found = [("run this one anew", command(words, "again=true"))]
-    if not any(word.startswith("hydra.run.dir=") for word in words):
-        found.append(("change a value: another run", command(words, "optim.lr=1e-3")))
+def _next(job: JobSpec, directory: Path, words: list[str]) -> list[tuple[str, str]]:
+    found = []
+    rate = job.config["optim"].get("lr")
+    own_place = any(word.startswith("hydra.run.dir=") for word in words)
+    if job.config["debug"]["mode"] != "off":
+        real = [word for word in words if not word.startswith("debug")]
+        found.append(("train for real", command(real)))
+    elif isinstance(rate, int | float) and not own_place:
+        found.append(("try another learning rate", command(words, f"optim.lr={rate / 3:.1g}")))
     if (directory / "tensorboard").exists():
-        place = shlex.quote(shown(directory.parent))
-        found.append(("compare the runs", f"tensorboard --logdir {place}"))
+        found.append(("compare the curves of the runs, in a browser", _tensorboard(directory)))
+    found.append(("run this one anew", command(words, "again=true")))
+    found.append(("see what else can be chosen", f"{program()} --help"))
     return found
+
+
+def _tensorboard(directory: Path) -> str:
+    beside = Path(sys.executable).with_name("tensorboard")
+    name = "tensorboard" if shutil.which("tensorboard") else shlex.quote(shown(beside))
+    return f"{name} --logdir {shlex.quote(shown(directory.parent))}"
+
+
+def _print_table(rows: Sequence[list[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        print(f"  {'  '.join(cells)}".rstrip())
 
 
 def stopped(directory: Path) -> None:
     """Print how to go on after a stop."""
-    print(f"stopped, and saved in {shown(directory)}. The same command goes on from here.")
+    if _saved(directory):
+        print(f"stopped, and saved in {shown(directory)}. The same command goes on from here.")
+    else:
+        print(f"stopped, with nothing saved in {shown(directory)}. The same command starts anew.")
 
 
-def failed(result: dict[str, Any], handle: str) -> str:
-    """Return what to print of a job that failed elsewhere: who, why, and where to look."""
+def failed(result: dict[str, Any]) -> str:
+    """Return what to print of a job that failed elsewhere: which rank, and why."""
     error = result.get("error") or {}
     trace = str(error.get("traceback") or "").rstrip()
     head = f"error: rank {result.get('rank', '?')} failed: {error.get('message') or 'no message'}"
-    return "\n".join([*([trace] if trace else []), head, f"logs: {handle} (logs/ in it)"])
+    return "\n".join([*([trace] if trace else []), head])
+
+
+def go_on(directory: Path, words: Sequence[str], exit_code: int) -> None:
+    """Print where the log of a failed run is, and how to go on with it."""
+    if (directory / "logs").exists():
+        print(f"log: {shown(directory / 'logs')}", file=sys.stderr)
+    if not _saved(directory):
+        return
+    line = "The same command goes on from its last checkpoint."
+    if exit_code == USER_ERROR:  # the directory's name depends on the code, which will have changed
+        own = command(words, f"hydra.run.dir={shown(directory)}")
+        line = f"To go on from its last checkpoint, once mended:\n  {own}"
+    print(line, file=sys.stderr)
+
+
+def _saved(directory: Path) -> bool:
+    return any((directory / "checkpoints").glob("step=*/manifest.json"))

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bootstrap
+from . import bootstrap, storage
 from .errors import ConfigError, HydraTrainerError
 from .job import CONFIG_ERROR, DONE, USER_ERROR
 from .preemption import NoStopFlag, StopFlag, Stopped
@@ -43,8 +43,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"There is no configuration file {path}.")
     try:
         config = OmegaConf.load(path)
-        run, mounts = dict(config.run), dict(config.storage.mounts)
-        register_answers(run, mounts)
+        register_answers(config)
         plain = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, AttributeError) as error:
         raise ConfigError(f"{path} is not a resolved configuration: {error}") from error
@@ -52,18 +51,17 @@ def read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items()}
 
 
-def register_answers(run: dict[str, str], mounts: dict[str, str]) -> None:
+def register_answers(config: Any) -> None:
     """Answer `${mount:name}` and `${run:name}` for this machine."""
     from omegaconf import OmegaConf
 
+    mounts: Any = OmegaConf.to_container(config.storage.mounts)
+
     def mount(name: str) -> str:
-        place = os.environ.get(f"HYDRA_TRAINER_MOUNT_{name.upper()}") or mounts.get(name)
-        if place is None:
-            raise ConfigError(f"storage.mounts has no {name!r}; it has: {', '.join(mounts)}.")
-        return str(Path(place).expanduser())
+        return storage.answer(name, mounts, dict(os.environ))
 
     OmegaConf.register_new_resolver("mount", mount, replace=True)
-    OmegaConf.register_new_resolver("run", lambda name: run[name], replace=True)
+    OmegaConf.register_new_resolver("run", lambda name: config.run[name], replace=True)
 
 
 def run(config: dict[str, Any]) -> dict[str, Any]:

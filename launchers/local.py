@@ -4,6 +4,7 @@ One process trains in the process that submits, so that a debugger just works. M
 bootstrap and torchrun, exactly as they do in a container.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -23,34 +24,44 @@ import yaml
 from hydra_trainer.bootstrap import read_json
 from hydra_trainer.config import NOT_TRAINING, get, without
 from hydra_trainer.errors import ConfigError, LaunchError
-from hydra_trainer.job import DONE, JobHandle, JobSpec, JobState, JobStatus
+from hydra_trainer.job import CONFIG_ERROR, DONE, JobHandle, JobSpec, JobState, JobStatus
 
 LOCK = ".lock"
 CONFIG = "config.yaml"
 KEEP = (LOCK, "previous")
 """Names in a run directory that stay when a run there is set aside."""
 
+LAST_LINES = 10  # of a log, that `why` shows
+
 
 class LocalLauncher:
     """Runs a job on this machine, in its run directory.
 
     Args:
-        max_restarts: how often the ranks are started again after one of them was lost.
-        grace: seconds that ranks have to save after SIGTERM, before SIGKILL.
+        max_restarts: how often the ranks are started again after one of them was lost, at least 0.
+        grace: seconds that ranks have to save after SIGTERM, before SIGKILL; above 0.
+        dry_run: print the command and the configuration, and stop.
+        check: say what would stop the job, and stop.
     """
 
     scheme = "local"
 
-    def __init__(self, max_restarts: int = 3, grace: float = 120.0) -> None:
-        if max_restarts < 0:
-            raise ConfigError(
-                f"launcher.max_restarts is {max_restarts}, but must be at least 0. "
-                "Type launcher.max_restarts=3."
-            )
-        if not grace > 0:
-            raise ConfigError(f"launcher.grace is {grace}, but must be above 0 (seconds).")
+    def __init__(
+        self,
+        max_restarts: int = 3,
+        grace: float = 120.0,
+        dry_run: bool = False,
+        check: bool = False,
+    ) -> None:
         self.max_restarts = max_restarts
         self.grace = grace
+        self.dry_run = dry_run
+        self.check = check
+
+    @classmethod
+    def reaching(cls, handle: JobHandle) -> "LocalLauncher":
+        """Return a launcher for a run of this machine."""
+        return cls()
 
     def render(self, job: JobSpec) -> dict[str, Any]:
         """Return the command and the configuration of the job."""
@@ -75,35 +86,56 @@ class LocalLauncher:
             "config": job.config,
         }
 
+    def preflight(self, job: JobSpec) -> bool:
+        """Say whether this machine can run the job. Raises ConfigError where it cannot."""
+        self.render(job)
+        self._check_gpus(job)
+        print("ok    this machine can run it")
+        return True
+
     def submit(self, job: JobSpec) -> JobHandle:
         """Run the job to its end, in this process when it has one rank.
 
-        A run that is unfinished goes on; one that is finished is left alone. Raises what the
-        training raised when it ran in this process.
+        A run that is unfinished goes on; one that is finished is left alone.
+
+        Raises:
+            ConfigError: the configuration is wrong after all, which only torch could tell; the
+                directory is as it was.
+            LaunchError: another process trains in the directory, or the ranks left no result.
+            Exception: what the training raised, when it ran in this process.
         """
         spec = self.render(job)
         self._check_gpus(job)
         directory = Path(job.output).resolve()
-        handle = JobHandle.local(directory)
         with _Lock(directory) as lock:
-            if job.again:
-                _set_aside(directory)
-            elif _is_debugging(job.config) and _is_debugging(_config_of(directory)):
-                _clear(directory)  # a debugger wants to see it all again
-            elif _finished(directory, job) is not None:
+            if not job.again and not _wants_a_fresh_look(directory, job) and _done(directory, job):
                 print("This run is finished already; its result:")
-                return handle
-            _claim(directory, job)
-            lock.name_holder()
+            else:
+                self._train(spec, directory, job, lock)
+        return JobHandle.local(directory)
+
+    def _train(self, spec: dict[str, Any], directory: Path, job: JobSpec, lock: "_Lock") -> None:
+        new = not (directory / CONFIG).exists()
+        aside = _set_aside(directory) if job.again else None
+        if _wants_a_fresh_look(directory, job):
+            _clear(directory)
+        _claim(directory, job)
+        try:
             if spec["command"]:
                 self._supervise(spec, directory, lock)
             else:
-                self._here(directory)
-        return handle
+                self._here(spec, directory)
+        except ConfigError:
+            if new or aside is not None:
+                _clear(directory)
+            if aside is not None:
+                _put_back(directory, aside)
+            raise
 
-    def _here(self, directory: Path) -> None:
+    def _here(self, spec: dict[str, Any], directory: Path) -> None:
         from hydra_trainer import worker
 
+        os.environ.update(spec["env"])
         worker.run(worker.read_config(directory / CONFIG))
 
     def _supervise(self, spec: dict[str, Any], directory: Path, lock: "_Lock") -> None:
@@ -129,11 +161,14 @@ class LocalLauncher:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if read_json(directory / "result.json") is None:
+        result = read_json(directory / "result.json")
+        if result is None:
             raise LaunchError(
                 f"The ranks ended with exit code {code} and left no result in {directory}. "
                 f"See {directory / 'logs'}."
             )
+        if result.get("exit_code") == CONFIG_ERROR:
+            raise ConfigError(str((result.get("error") or {}).get("message")).split("\n"))
 
     def _check_gpus(self, job: JobSpec) -> None:
         wanted = job.resources.gpus_per_node
@@ -153,54 +188,84 @@ class LocalLauncher:
         """Return how the job goes, from its result and from whether a process holds it."""
         directory = _directory(handle)
         if _held(directory):
-            return JobStatus(JobState.RUNNING, message=f"in {directory}")
+            return JobStatus(JobState.RUNNING, message=f"pid {_holder(directory)}")
         result = read_json(directory / "result.json")
         if result is None:
             return JobStatus(
                 JobState.FAILED,
                 reason="Killed",
-                message="ended without a result; run the same command again to go on",
+                message="it ended without a result; the same command goes on",
             )
-        state = {"completed": JobState.SUCCEEDED, "stopped": JobState.CANCELLED}.get(
-            str(result.get("status")), JobState.FAILED
-        )
-        error = result.get("error") or {}
         code = result.get("exit_code")
+        if result.get("status") == "stopped":
+            message = "it saved and stopped; the same command goes on"
+            return JobStatus(JobState.CANCELLED, "Stopped", message, code, result)
+        error = result.get("error") or {}
+        state = JobState.SUCCEEDED if code == DONE else JobState.FAILED
         return JobStatus(state, error.get("type", ""), error.get("message", ""), code, result)
 
-    def logs(self, handle: JobHandle, *, rank: int = 0, follow: bool = False) -> Iterator[str]:
-        """Yield the lines of one rank's log file."""
+    def logs(
+        self, handle: JobHandle, *, rank: int | None = 0, follow: bool = False
+    ) -> Iterator[str]:
+        """Yield the lines of one rank's log file; with `follow`, until nobody holds the job."""
         directory = _directory(handle)
-        path = directory / "logs" / f"rank-{rank}.log"
-        if not path.exists():
-            there = sorted(p.name for p in path.parent.glob("rank-*.log"))
+        names = sorted(path.stem for path in (directory / "logs").glob("rank-*.log"))
+        wanted = names if rank is None else [f"rank-{rank}"]
+        if missing := [name for name in wanted if name not in names]:
             raise LaunchError(
-                f"{handle} has no log of rank {rank}; it has: {', '.join(there) or 'none'}."
+                f"{handle} has no log of rank {missing[0][5:]}; it has: "
+                f"{', '.join(f'{name}.log' for name in names) or 'none'}."
             )
-        with path.open() as file:
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context((directory / "logs" / f"{n}.log").open()) for n in wanted]
             while True:
                 held = follow and _held(directory)
-                yield from (line.rstrip("\n") for line in file)
+                for name, file in zip(wanted, files, strict=True):
+                    front = f"[{name}] " if rank is None else ""
+                    yield from (f"{front}{line.rstrip()}" for line in file)
                 if not held:
                     return
                 time.sleep(0.2)
 
+    def follow(self, handle: JobHandle) -> JobStatus:
+        """Return how it ended: `submit` has printed the rest."""
+        return self.status(handle)
+
+    def why(self, handle: JobHandle) -> str:
+        """Return the state of a run, its error with the traceback, and the end of its log."""
+        status = self.status(handle)
+        trace = ((status.result or {}).get("error") or {}).get("traceback") or ""
+        parts = (status.state, status.reason, status.message)
+        lines = [" ".join(part for part in parts if part), *str(trace).splitlines()]
+        with contextlib.suppress(LaunchError):
+            lines += ["", "the end of rank 0's log:", *list(self.logs(handle))[-LAST_LINES:]]
+        return "\n".join(lines)
+
     def wait(self, handle: JobHandle) -> JobStatus:
         """Return when no process holds the job any more."""
         directory = _directory(handle)
-        with (directory / LOCK).open("a") as file:
+        with contextlib.suppress(FileNotFoundError), (directory / LOCK).open() as file:
             fcntl.flock(file, fcntl.LOCK_SH)
         return self.status(handle)
 
     def cancel(self, handle: JobHandle) -> None:
-        """Send SIGTERM to the process that runs the job: it saves and stops."""
+        """Send SIGTERM to the process that runs the job: it saves and stops.
+
+        Raises LaunchError when the process is another user's.
+        """
         directory = _directory(handle)
         if not _held(directory):
             return
-        os.kill(int((directory / LOCK).read_text().split()[0]), signal.SIGTERM)
+        pid = _holder(directory)
+        try:
+            os.kill(pid, signal.SIGTERM)
+        except ProcessLookupError:
+            pass  # it was killed, and the ranks that still hold the job are stopping already
+        except PermissionError:
+            raise LaunchError(f"{handle} is run by process {pid} of another user.") from None
 
     def list(self) -> list[tuple[JobHandle, JobStatus]]:
-        """Return the runs below ./runs."""
+        """Return the runs in ./runs."""
         found = sorted(path.parent for path in Path("runs").glob(f"*/{CONFIG}"))
         handles = [JobHandle.local(directory) for directory in found]
         return [(handle, self.status(handle)) for handle in handles]
@@ -221,34 +286,41 @@ class _Lock:
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = (self._directory / LOCK).read_text().strip() or "unknown"
             self.file.close()
+            handle = JobHandle.local(self._directory)
             raise LaunchError(
-                f"Another process (pid {holder}) is training in {self._directory}. Wait for it "
-                f"(hydra-trainer wait {JobHandle.local(self._directory)}), or give this one "
+                f"Another process (pid {_holder(self._directory)}) is training in "
+                f"{self._directory}. Wait for it (hydra-trainer wait {handle}), or give this one "
                 "another place: hydra.run.dir=..."
             ) from None
         # Loader workers are forked and outlive a killed parent for seconds; they hold nothing.
         os.register_at_fork(after_in_child=self.file.close)
-        return self
-
-    def name_holder(self) -> None:
-        """Write down who holds it, for `cancel` and for the message above."""
+        # Who it is, for `cancel` and for the message above.
         self.file.truncate(0)
         self.file.write(f"{os.getpid()}\n")
         self.file.flush()
+        return self
 
     def __exit__(self, *exc: object) -> None:
+        if not (self._directory / CONFIG).exists():  # it was not, or is no longer, a run
+            (self._directory / LOCK).unlink()
+            with contextlib.suppress(OSError):
+                self._directory.rmdir()
         self.file.close()
 
 
 def _held(directory: Path) -> bool:
-    with (directory / LOCK).open("a") as file:
+    with contextlib.suppress(FileNotFoundError), (directory / LOCK).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False
+
+
+def _holder(directory: Path) -> int:
+    """Return the process that holds a directory; 0 in the moment before it has written so."""
+    return int((directory / LOCK).read_text().strip() or 0)
 
 
 def _directory(handle: JobHandle) -> Path:
@@ -260,12 +332,15 @@ def _directory(handle: JobHandle) -> Path:
     return directory
 
 
-def _finished(directory: Path, job: JobSpec) -> dict[str, Any] | None:
-    """Return the result of this very run where it is complete."""
-    result = read_json(directory / "result.json")
-    if result is None or result.get("exit_code") != DONE:
-        return None
-    return result if result.get("identity") == job.identity else None
+def _done(directory: Path, job: JobSpec) -> bool:
+    """Tell whether this very run is complete."""
+    result = read_json(directory / "result.json") or {}
+    return result.get("exit_code") == DONE and result.get("identity") == job.identity
+
+
+def _wants_a_fresh_look(directory: Path, job: JobSpec) -> bool:
+    """Tell whether a debug run is repeated: then a debugger wants to see it all again."""
+    return _is_debugging(job.config) and _is_debugging(_config_of(directory))
 
 
 def _contents(directory: Path) -> list[Path]:
@@ -273,16 +348,25 @@ def _contents(directory: Path) -> list[Path]:
     return [path for path in directory.iterdir() if path.name not in KEEP]
 
 
-def _set_aside(directory: Path) -> None:
-    """Move the run that is in a directory to previous/N."""
+def _set_aside(directory: Path) -> Path | None:
+    """Move the run that is in a directory to previous/N, and return that."""
     found = _contents(directory)
-    if not found or not (directory / CONFIG).exists():
-        return
+    if not (directory / CONFIG).exists():
+        return None
     numbers = [int(p.name) for p in (directory / "previous").glob("*") if p.name.isdigit()]
     place = directory / "previous" / str(max(numbers, default=0) + 1)
     place.mkdir(parents=True)
     for path in found:
         path.rename(place / path.name)
+    return place
+
+
+def _put_back(directory: Path, place: Path) -> None:
+    for path in place.iterdir():
+        path.rename(directory / path.name)
+    for folder in (place, place.parent):
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _clear(directory: Path) -> None:

@@ -178,6 +178,6 @@ def test_the_wheel_trains_in_another_directory(wheel: Path, tmp_path: Path) -> N
     assert "test accuracy" in printed
     assert list(tmp_path.glob("runs/mlp-digits-*/result.json"))
     # The same code: the same name for the same run, wherever it is installed.
-    digest = "import hydra_trainer.bundle as b, pathlib; print(b.code_digest(pathlib.Path()))"
+    digest = "import hydra_trainer.bundle as b, pathlib; print(b.collect(pathlib.Path()).digest)"
     here = run(tmp_path, sys.executable, "-c", digest)
     assert here == run(tmp_path, sys.executable, "-c", digest, **where)

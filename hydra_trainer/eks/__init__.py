@@ -1,0 +1,1 @@
+"""launcher=eks: the manifests of a job, and how it goes on the cluster."""
