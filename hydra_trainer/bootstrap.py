@@ -1,15 +1,18 @@
 """What a container starts first. Standard library only, one file.
 
-    python bootstrap.py [--nproc-per-node N] [--max-restarts N] [--grace S] [--report FILE] CONFIG
+    python bootstrap.py [--nproc-per-node N] [--code FILE] [--report FILE] ... CONFIG
 
-Starts torchrun's agent with one worker per rank, forwards SIGTERM to the ranks, keeps the exit
-code true (torchrun alone answers 1 to everything) and hands the result to the platform:
+Unpacks the code, starts torchrun's agent with one worker per rank, forwards SIGTERM to the ranks,
+keeps the exit code true (torchrun alone answers 1 to everything) and hands the result to the
+platform. Where the other machines are, it knows from the variables that Kubeflow's operators set:
+PET_NNODES, PET_NODE_RANK, and PET_MASTER_ADDR, PET_MASTER_PORT or PET_RDZV_ENDPOINT.
 
     0     done
     143   stopped by SIGTERM, after saving: run again
     130   the same by Ctrl-C
     1     the user's code raised: do not run again
     2     the configuration is wrong: do not run again
+    141   this machine lost the others, or never found them: run again
     128+N a rank was ended by signal N
 
 Ranks and bootstrap talk through notes: small files in a folder of this machine, whose path is in
@@ -23,19 +26,29 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 NOTES = "HYDRA_TRAINER_NOTES"
+LOST = 141
+"""Exit code of a machine whose peers went away: 128 + SIGPIPE, a broken connection."""
+
 REPORT_LIMIT = 4096
 """Bytes that Kubernetes keeps of a termination message (terminationMessagePath)."""
 
 POLL = 0.1  # seconds between two looks at the notes
+
+JOIN_TIMEOUT = 1800  # seconds that machines wait for each other: a cluster may have to start one
+MOST_FILES = 100_000
+MOST_BYTES = 2**31  # of the unpacked code
 
 # ------------------------------------------------------------------------------- the rank's side
 
@@ -173,12 +186,30 @@ class Supervisor:
                 return note
         return None
 
+    def _seen(self) -> dict[str, Any]:
+        """Return what torchrun's agent saw."""
+        return read_json(self.notes / "failures.json") or {"failures": []}
+
+    def _lost(self) -> str | None:
+        """Return in which words this machine lost the others; None where a rank of it was lost."""
+        seen = self._seen()
+        if any(failure["exit_code"] < 0 for failure in seen["failures"]):
+            return None
+        if seen.get("lost"):
+            return str(seen["lost"])
+        found = (note.get("error") or {} for note in self._exits())
+        return next((str(error["message"]) for error in found if error.get("lost_peer")), None)
+
     def root_cause(self) -> dict[str, Any] | None:
         """Return the note of the rank that failed first, or what torchrun saw of it."""
         if (fatal := self._fatal()) is not None:
             return fatal
-        seen = read_json(self.notes / "failures.json")
-        failures = seen["failures"] if seen else []
+        seen = self._seen()
+        if seen.get("lost"):
+            message = f"the other machines were not found, or were lost: {seen['lost']}"
+            error = {"type": "LostPeers", "message": message, "traceback": ""}
+            return {"status": "failed", "exit_code": LOST, "error": error}
+        failures = seen["failures"]
         killed = [f for f in failures if f["exit_code"] < 0]
         for found in (killed or failures)[:1]:
             number = -found["exit_code"]
@@ -203,6 +234,8 @@ class Supervisor:
         stopped = [code for code in codes if code in (143, 130)]
         if stopped:
             return int(stopped[0])
+        if returned > 0 and not self.signum and self._lost() is not None:
+            return LOST
         if returned == 0 and codes and not any(codes):
             return 0
         if self.signum:
@@ -260,38 +293,186 @@ def compact(result: dict[str, Any], limit: int = REPORT_LIMIT) -> str:
 
 def _arguments(words: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bootstrap", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("config", type=Path, help="the resolved configuration, config.yaml")
-    parser.add_argument("--nnodes", type=int, default=1, help="machines of the job")
-    parser.add_argument("--nproc-per-node", type=int, default=1, help="ranks on each machine")
-    parser.add_argument("--max-restarts", type=int, default=3, help="restarts after a lost rank")
-    parser.add_argument("--grace", type=float, default=120.0, help="seconds between stop and kill")
-    parser.add_argument("--run-dir", type=Path, help="run directory; default: the config's folder")
-    parser.add_argument("--report", type=Path, help="file for the result, at most 4,096 bytes")
+    add = parser.add_argument
+    add("config", type=Path, help="the resolved configuration, config.yaml")
+    add("--nproc-per-node", type=int, default=1, help="ranks on each machine")
+    add("--max-restarts", type=int, default=3, help="restarts after a lost rank")
+    add("--attempts", type=int, default=0, help="starts without a new checkpoint; 0: no limit")
+    add("--grace", type=float, default=120.0, help="seconds between stop and kill")
+    add("--run-dir", type=Path, help="run directory; default: the config's folder")
+    add("--report", type=Path, help="file for the result, at most 4,096 bytes")
+    add("--code", help="archive of the code: a file, or s3://bucket/key")
+    add("--work", type=Path, default=Path("code"), help="folder to unpack it into")
+    add("--pip", action="append", default=[], help="a requirement to install; may be repeated")
     return parser.parse_args(words)
 
 
 def _command(options: argparse.Namespace) -> list[str]:
-    agent = [sys.executable, "-m", "hydra_trainer.elastic"]
     return [
-        *agent,
-        f"--nnodes={options.nnodes}",
+        *(sys.executable, "-m", "hydra_trainer.elastic"),
         f"--nproc-per-node={options.nproc_per_node}",
         f"--max-restarts={options.max_restarts}",
-        "--rdzv-backend=c10d",
-        "--rdzv-endpoint=127.0.0.1:0",  # any free port: no other job on this machine is met
         "--monitor-interval=0.1",
-        "-m",
-        "hydra_trainer.worker",
-        str(options.config),
+        "--rdzv-backend=c10d",
+        *_rendezvous(os.environ),
+        *("-m", "hydra_trainer.worker", str(options.config)),
     ]
+
+
+def _rendezvous(environ: Mapping[str, str]) -> list[str]:
+    """Return torchrun's arguments that say where the machines meet.
+
+    They always meet through torchrun's c10d store, on the first of them: with the static
+    rendezvous, a machine that is made anew would not be waited for.
+    """
+    nodes = environ.get("PET_NNODES", "1")
+    if nodes == "1":
+        return ["--nnodes=1", "--rdzv-endpoint=127.0.0.1:0"]  # any free port: no job meets another
+    first, port = environ.get("PET_MASTER_ADDR"), environ.get("PET_MASTER_PORT")
+    endpoint = environ.get("PET_RDZV_ENDPOINT") or f"{first}:{port}"
+    conf = f"join_timeout={JOIN_TIMEOUT},keep_alive_interval=2"
+    if "PET_NODE_RANK" not in environ:
+        return [f"--nnodes={nodes}", f"--rdzv-endpoint={endpoint}", f"--rdzv-conf={conf}"]
+    hosts = environ["PET_NODE_RANK"] == "0"
+    return [
+        f"--nnodes={nodes}",
+        f"--rdzv-endpoint={endpoint}",
+        f"--rdzv-conf={conf},is_host={str(hosts).lower()}",
+        # The name that the others know it by; a pod may not know its own.
+        *([f"--local-addr={endpoint.rpartition(':')[0]}"] if hosts else []),
+    ]
+
+
+# ----------------------------------------------------------------------------------------- code
+
+
+def _fetch(place: str, folder: Path) -> Path:
+    """Return the archive as a file of this machine."""
+    if not place.startswith("s3://"):
+        return Path(place)
+    import boto3  # what the image has for S3; the other ways to deliver code need nothing
+
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    path = folder / "code.tar.gz"
+    boto3.client("s3").download_file(bucket, key, str(path))
+    return path
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a .tar.gz of plain files into a folder, which is made anew.
+
+    Raises:
+        ValueError: it holds anything but files below the folder, or more than MOST_FILES of them
+            or MOST_BYTES in all. Nothing was unpacked.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    with tarfile.open(archive, "r:gz") as opened:
+        members = []
+        total = 0
+        for member in opened:
+            parts = Path(member.name).parts
+            if not (member.isfile() or member.isdir()) or member.name.startswith("/"):
+                raise ValueError(f"{archive} holds {member.name!r}, which is not a plain file")
+            if ".." in parts:
+                raise ValueError(f"{archive} holds {member.name!r}, outside of its folder")
+            total += member.size
+            members.append(member)
+            if len(members) > MOST_FILES or total > MOST_BYTES:
+                raise ValueError(f"{archive} holds more than {MOST_FILES} files or {MOST_BYTES} B")
+        for member in members:
+            if member.isfile() and (content := opened.extractfile(member)) is not None:
+                target = folder / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
+                target.chmod(member.mode & 0o755)
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """Make the code importable, by this machine's ranks too."""
+    paths = []
+    options.config = options.config.absolute()
+    if options.code:
+        work = options.work.absolute()
+        work.parent.mkdir(parents=True, exist_ok=True)
+        unpack(_fetch(options.code, work.parent), work)
+        os.chdir(work)
+        paths.append(str(work))
+    if options.pip:
+        place = str(Path(tempfile.mkdtemp(prefix="hydra-trainer-pip-")))
+        install = ("-m", "pip", "install", "--quiet", "--no-input", f"--target={place}")
+        subprocess.run([sys.executable, *install, *options.pip], check=True)
+        paths.append(place)
+    if paths:
+        # Of the script itself, Python has put its folder first: not for the ranks.
+        old = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = os.pathsep.join([*paths, *([old] if old else [])])
+
+
+# --------------------------------------------------------------------------------------- attempts
+
+
+def _give_up(run_dir: Path, limit: int) -> dict[str, Any] | None:
+    """Count this start; return a result instead of training where there were too many.
+
+    A start counts that follows another one without a new checkpoint in between: a cluster starts
+    a pod again for ever. Each machine counts its own, by its host name.
+    """
+    if not limit:
+        return None
+    path = run_dir / "attempts" / f"{socket.gethostname()}.json"
+    found = [p.parent.name for p in (run_dir / "checkpoints").glob("*/manifest.json")]
+    newest = max(found, default="")
+    before = read_json(path) or {}
+    count = int(before.get("count", 0)) + 1 if before.get("newest") == newest else 1
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"count": count, "newest": newest})
+    if count <= limit:
+        return None
+    last = ((read_json(run_dir / "result.json") or {}).get("error") or {}).get("message")
+    message = f"gave up after {limit} starts without a new checkpoint (launcher.attempts)" + (
+        f"; the last one: {last}" if last else ""
+    )
+    error = {"type": "TooManyAttempts", "message": message, "traceback": ""}
+    return {"status": "failed", "exit_code": 1, "error": error}
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the job of one machine and return its exit code."""
     options = _arguments(sys.argv[1:] if words is None else words)
     _die_with_parent()
+    run_dir = (options.run_dir or options.config.parent).absolute()
+    if (ended := _give_up(run_dir, options.attempts)) is not None:
+        _report(options.report, ended)
+        return int(ended["exit_code"])
+    try:
+        _prepare(options)
+    except (OSError, ValueError, ImportError, subprocess.CalledProcessError) as error:
+        message = f"the code could not be unpacked or installed: {error}"
+        text = {"type": type(error).__name__, "message": message, "traceback": ""}
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        _report(options.report, {"status": "failed", "exit_code": 2, "error": text})
+        return 2
+    _keep_config(options.config, run_dir)
+    return _supervise(options, run_dir)
+
+
+def _keep_config(config: Path, run_dir: Path) -> None:
+    """Leave a copy of the configuration in the run directory, where it came from elsewhere."""
+    if config.parent != run_dir and os.environ.get("PET_NODE_RANK", "0") == "0":
+        run_dir.mkdir(parents=True, exist_ok=True)
+        temporary = run_dir / f".config.yaml.{os.getpid()}.tmp"
+        temporary.write_bytes(config.read_bytes())
+        temporary.replace(run_dir / "config.yaml")
+
+
+def _report(path: Path | None, result: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(compact(result))
+
+
+def _supervise(options: argparse.Namespace, run_dir: Path) -> int:
     notes = Path(tempfile.mkdtemp(prefix="hydra-trainer-"))
-    run_dir = options.run_dir or options.config.parent
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(int(options.grace)))
     # Shared with the agent, the store of a restarted group still holds the addresses of the ranks
     # before it, which the new ones try to reach (torch 2.13: "Gloo connectFullMesh failed").
@@ -302,8 +483,7 @@ def main(words: list[str] | None = None) -> int:
         supervisor = Supervisor(_command(options), notes, options.grace)
         code = supervisor.run()
         result = _result(supervisor, run_dir, code)
-        if options.report is not None:
-            options.report.write_text(compact(result))
+        _report(options.report, result)
     finally:
         shutil.rmtree(notes, ignore_errors=True)
     return code
@@ -313,7 +493,8 @@ def _result(supervisor: Supervisor, run_dir: Path, code: int) -> dict[str, Any]:
     """Return the job's result; write it where rank 0 could not, or did not know the cause."""
     path = run_dir / "result.json"
     result = read_json(path)
-    if result is not None and result.get("exit_code") == code:
+    only_told = ((result or {}).get("error") or {}).get("lost_peer")  # rank 0 was not the cause
+    if result is not None and result.get("exit_code") == code and not only_told:
         return result
     cause = supervisor.root_cause() or {}
     result = {

@@ -94,6 +94,15 @@ class StorageConf:
 
 
 @dataclass
+class CodeConf:
+    """How the code reaches a job that does not run on this machine."""
+
+    delivery: str = "configmap"  # configmap | s3 | volume | image
+    place: str | None = None  # s3: s3://bucket/prefix; volume: a folder in a mount, seen from here
+    pip: list[str] = field(default_factory=list)  # requirements to install when the job starts
+
+
+@dataclass
 class ObjectiveConf:
     """Which logged metric decides which checkpoint is best, and is returned to a sweeper."""
 
@@ -133,6 +142,7 @@ class Config:
     checkpoint: CheckpointConf = field(default_factory=CheckpointConf)
     resources: ResourcesConf = field(default_factory=ResourcesConf)
     storage: StorageConf = field(default_factory=StorageConf)
+    code: CodeConf = field(default_factory=CodeConf)
     objective: ObjectiveConf = field(default_factory=ObjectiveConf)
     debug: DebugConf = field(default_factory=DebugConf)
     run: RunConf = field(default_factory=RunConf)
@@ -172,6 +182,7 @@ ONE_OF = {
     "trainer.process_group_backend": ("auto", "nccl", "gloo", "smddp"),
     "trainer.progress": ("auto", "bar", "lines", "off"),
     "objective.mode": ("min", "max"),
+    "code.delivery": ("configmap", "s3", "volume", "image"),
     "debug.mode": ("off", "default", "overfit", "profile", "attach"),
     "optim.schedule.name": ("constant", "cosine", "linear"),
 }
@@ -366,6 +377,13 @@ def _combination_problems(plain: dict[str, Any]) -> list[str]:
             "trainer.strategy is 'fsdp' with one process, but there is nothing to shard over. "
             "Type resources.processes_per_node=2 or more, or trainer.strategy=auto."
         )
+    code = plain["code"]
+    if code["delivery"] in ("s3", "volume") and not code["place"]:
+        example = {"s3": "s3://BUCKET/code", "volume": "'${mount:output}/code'"}[code["delivery"]]
+        problems.append(
+            f"code.place has no value with code.delivery={code['delivery']}. Type "
+            f"code.place={example}."
+        )
     low = needed.min_nodes
     if low is not None and not low <= needed.nodes:
         problems.append(
@@ -413,7 +431,7 @@ def _number(value: Any) -> bool:
 
 # ------------------------------------------------------------------------------- config -> job
 
-NOT_IDENTITY = ("again", "run", "name", "storage", "launcher")
+NOT_IDENTITY = ("again", "run", "name", "storage", "launcher", "code")
 """Keys that change neither what is trained nor how: they are left out of the run's identity."""
 
 NOT_TRAINING = (

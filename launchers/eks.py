@@ -1,0 +1,430 @@
+"""launcher=eks: a Kubernetes cluster with Kubeflow's training operator, its Trainer, or HyperPod.
+
+What a job looks like there is in hydra_trainer/eks; this file is the way through it.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra_trainer import launcher
+from hydra_trainer.eks import manifests
+from hydra_trainer.eks.options import PLACEHOLDER, Options
+from hydra_trainer.errors import ConfigError, LaunchError
+from hydra_trainer.job import JobHandle, JobSpec, JobState, JobStatus
+
+if TYPE_CHECKING:
+    from hydra_trainer.eks.cluster import Cluster
+    from hydra_trainer.eks.seen import Seen
+
+EMBEDDED = "embedded"
+"""The context of the cluster on this machine."""
+
+HOME = Path("~/.cache/hydra-trainer/embedded")
+
+RESOURCES = {
+    "pytorchjob": "pytorchjobs.kubeflow.org/v1",
+    "trainjob": "trainjobs.trainer.kubeflow.org/v1alpha1",
+    "hyperpod": "hyperpodpytorchjobs.sagemaker.amazonaws.com/v1",
+}
+MANAGED = "app.kubernetes.io/managed-by=hydra-trainer"
+LAST_LINES = 20  # of a log, that `why` reads
+
+
+@dataclass(frozen=True)
+class EksLauncher(Options):
+    """Sends a job to a Kubernetes cluster, follows it, and brings its result back."""
+
+    @property
+    def scheme(self) -> str:
+        """The first word of this launcher's handles."""
+        return "eks"
+
+    @classmethod
+    def reaching(cls, handle: JobHandle) -> "EksLauncher":
+        """Return a launcher for the cluster and the namespace of a handle."""
+        context, namespace, _ = _parts(handle)
+        return cls(context=context, namespace=namespace, embedded=context == EMBEDDED)
+
+    # ----------------------------------------------------------------------------------- render
+
+    def render(self, job: JobSpec) -> dict[str, Any]:
+        """Return the List of everything that is created: ConfigMaps, and the job last.
+
+        Raises:
+            ConfigError: with everything that is wrong with it.
+        """
+        found = manifests.manifests(job, self)
+        problems, warnings = _checked(found)
+        if self.image == PLACEHOLDER and self.dry_run:
+            warnings.append(
+                f"launcher.image is {PLACEHOLDER}, a name that stands for your image: no cluster "
+                "can pull it. docs/eks.md builds one."
+            )
+        for text in warnings:
+            launcher.say(f"warning: {text}")
+        if problems:
+            raise ConfigError(problems)
+        return found
+
+    # ----------------------------------------------------------------------------------- submit
+
+    def preflight(self, job: JobSpec) -> bool:
+        """Print what would stop the job on the cluster. Returns whether nothing would."""
+        from hydra_trainer.eks.preflight import preflight, render_findings
+
+        spec = self.render(job)
+        findings = preflight(self._cluster(), spec)
+        print(render_findings(findings))
+        return not any(finding.level == "fail" for finding in findings)
+
+    def submit(self, job: JobSpec) -> JobHandle:
+        """Create the job, or find it: the same job is adopted, another one of that name refused.
+
+        Raises:
+            ConfigError: the job is wrong; nothing was sent.
+            LaunchError: the cluster refuses it, or cannot be reached.
+        """
+        if self.image == PLACEHOLDER and not self.embedded:
+            raise ConfigError(
+                f"launcher.image is {PLACEHOLDER}, which stands for your image. Type "
+                "launcher.image=REGISTRY/NAME:TAG (docs/eks.md builds one), or "
+                "launcher.embedded=true to run the job on this machine."
+            )
+        items = self.render(job)["items"]
+        _place_code(job)
+        cluster = self._cluster()
+        wanted = items[-1]
+        handle = JobHandle("eks", f"{cluster.context}/{cluster.namespace}/{_name(wanted)}")
+        if (there := cluster.get(RESOURCES[self.api], _name(wanted))) is not None:
+            if not (self.again or job.again):
+                self._adopt(there, wanted, handle)
+                return handle
+            self._remove(cluster, there)
+        launcher.say(f"submitting {handle}")
+        self._create(cluster, items)
+        return handle
+
+    def _adopt(self, there: dict[str, Any], wanted: dict[str, Any], handle: JobHandle) -> None:
+        if _annotation(there, manifests.DIGEST) == _annotation(wanted, manifests.DIGEST):
+            launcher.say(f"{handle} is there already")
+            return
+        raise LaunchError(
+            f"{handle} is there already, with other settings: the same training, sent with other "
+            "resources, storage or launcher options. To follow it as it is, type hydra-trainer "
+            f"logs -f {handle}; to replace it, add launcher.again=true; to run both, add name=..."
+        )
+
+    def _create(self, cluster: "Cluster", items: list[dict[str, Any]]) -> None:
+        from hydra_trainer.eks.refusals import AlreadyExists
+
+        for item in items[-1:]:  # the webhooks say no before anything is there
+            cluster.create(item, dry_run=True)
+        made = []
+        for item in items:
+            try:
+                made.append(cluster.create(item))
+            except AlreadyExists:
+                if item is items[-1] or item.get("immutable"):
+                    continue  # the job: somebody sent the same at the same time
+                cluster.delete(_resource(item), _name(item))  # of a job that was never created
+                made.append(cluster.create(item))
+        job = made[-1] if made and made[-1]["kind"] == items[-1]["kind"] else None
+        owner = job or cluster.get(_resource(items[-1]), _name(items[-1]))
+        for item in items[:-1]:
+            if owner is not None:
+                self._own(cluster, item, owner)
+
+    def _own(self, cluster: "Cluster", item: dict[str, Any], owner: dict[str, Any]) -> None:
+        """Let the job own an object, which goes with it."""
+        from hydra_trainer.eks.refusals import ApiError
+
+        try:
+            cluster.own(item, owner)
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            cluster.create(item)  # it went with the last job that had the same code
+            cluster.own(item, owner)
+
+    def _remove(self, cluster: "Cluster", there: dict[str, Any]) -> None:
+        """Delete a job and return when it is gone."""
+        name, resource = _name(there), RESOURCES[self.api]
+        fields = f"metadata.name={name}"
+        _, version = cluster.list(resource, fields=fields)
+        cluster.delete(resource, name)
+        if cluster.get(resource, name) is None:
+            return
+        for kind, _ in cluster.watch(resource, fields=fields, since=version, known=[there]):
+            if kind == "DELETED":
+                return
+
+    def _cluster(self) -> "Cluster":
+        from hydra_trainer.eks.cluster import Cluster
+
+        if self.embedded:
+            from hydra_trainer import embedded
+
+            kubeconfig = embedded.start(HOME.expanduser())
+            return Cluster(EMBEDDED, self.namespace, kubeconfig=str(kubeconfig))
+        return Cluster(self.context, self.namespace)
+
+    # ------------------------------------------------------------------------------------ verbs
+
+    def status(self, handle: JobHandle) -> JobStatus:
+        """Return how a job goes, from its conditions and its pods."""
+        from hydra_trainer.eks import state
+        from hydra_trainer.eks.follow import age
+
+        cluster = self._cluster()
+        seen = _see(cluster, handle)
+        return state.status(seen, age=age(cluster, seen.job))
+
+    def why(self, handle: JobHandle) -> str:
+        """Return one screen on what happened, with the last lines of the logs that tell."""
+        from hydra_trainer.eks import state
+        from hydra_trainer.eks.follow import age
+
+        cluster = self._cluster()
+        seen = _see(cluster, handle)
+        logs = {
+            name: _tail(cluster, seen, name, previous)
+            for name, previous in state.worth_reading(seen)
+        }
+        return state.why(seen, logs, age=age(cluster, seen.job))
+
+    def logs(
+        self, handle: JobHandle, *, rank: int | None = 0, follow: bool = False
+    ) -> Iterator[str]:
+        """Yield the lines of the pod that a rank is on; None: those of all pods, in turn."""
+        from hydra_trainer.eks.follow import together
+
+        cluster = self._cluster()
+        seen = _see(cluster, handle)
+        pods = _pods_in_order(seen)
+        if rank is not None:
+            pods = [_pod_of(seen, pods, rank, handle)]
+        if len(pods) == 1:
+            container = _container(pods[0])
+            yield from cluster.logs(pods[0]["metadata"]["name"], container=container, follow=follow)
+            return
+        yield from together(cluster, [(_name(p), _container(p)) for p in pods], follow=follow)
+
+    def follow(self, handle: JobHandle) -> JobStatus:
+        """Print state changes, the events that matter and rank 0's log until the job ends.
+
+        Ctrl-C lets go of the job, which goes on.
+        """
+        if self.detach:
+            return self.status(handle)
+        from hydra_trainer.eks.follow import Follower
+
+        cluster = self._cluster()
+        resource = self._resource_of(cluster, handle)
+        try:
+            return Follower(cluster, resource, _parts(handle)[2]).run()
+        except KeyboardInterrupt:
+            launcher.say(
+                f"let go of {handle}, which goes on. To see it again: hydra-trainer logs -f"
+            )
+            return JobStatus(JobState.RUNNING)
+
+    def wait(self, handle: JobHandle) -> JobStatus:
+        """Return when a job has ended."""
+        return self.wait_all([handle])[handle]
+
+    def wait_all(self, handles: list[JobHandle]) -> dict[JobHandle, JobStatus]:
+        """Return how jobs of one namespace ended, once all have: one watch for all of them."""
+        from hydra_trainer.eks import follow
+
+        cluster = self._cluster()
+        resource = self._resource_of(cluster, handles[0])
+        names = {_parts(handle)[2]: handle for handle in handles}
+        ended = follow.wait_all(cluster, resource, set(names))
+        return {names[name]: status for name, status in ended.items()}
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Delete a job: its pods get SIGTERM and the grace period to save."""
+        cluster = self._cluster()
+        resource = self._resource_of(cluster, handle)
+        seen = _see(cluster, handle)
+        from hydra_trainer.eks import state
+
+        if not state.status(seen).state.ended:
+            cluster.delete(resource, _parts(handle)[2])
+
+    def list(self) -> list[tuple[JobHandle, JobStatus]]:
+        """Return the jobs in the namespace that this package sent."""
+        from hydra_trainer.eks import state
+        from hydra_trainer.eks.follow import by_job
+
+        cluster = self._cluster()
+        found = []
+        pods, _ = cluster.list("pods", labels=MANAGED)
+        of = by_job(pods)
+        for resource in RESOURCES.values():
+            for job in _jobs(cluster, resource):
+                seen = _seen_of(job, of.get(_name(job), []))
+                handle = JobHandle("eks", f"{cluster.context}/{cluster.namespace}/{_name(job)}")
+                found.append((handle, state.status(seen)))
+        return found
+
+    def _resource_of(self, cluster: "Cluster", handle: JobHandle) -> str:
+        return _find(cluster, handle)[0]
+
+
+# ------------------------------------------------------------------------------------ what is there
+
+
+def _parts(handle: JobHandle) -> tuple[str, str, str]:
+    """Return context, namespace and name. A context may hold slashes (an EKS ARN does)."""
+    parts = handle.path.rsplit("/", 2)
+    if handle.scheme != "eks" or len(parts) < 2:
+        raise LaunchError(
+            f"{handle} is not the handle of a job on a cluster: eks://CONTEXT/NAMESPACE/NAME."
+        )
+    context, namespace, *name = parts
+    return context, namespace, name[0] if name else ""
+
+
+def _find(cluster: "Cluster", handle: JobHandle) -> tuple[str, dict[str, Any]]:
+    """Return a job and its resource.
+
+    Raises:
+        LaunchError: there is none of that name.
+    """
+    name = _parts(handle)[2]
+    for resource in RESOURCES.values():
+        with _api_may_be_absent():
+            if (found := cluster.get(resource, name)) is not None:
+                return resource, found
+    raise LaunchError(
+        f"There is no job {handle}. It may have been deleted, or its time to live is over "
+        "(launcher.ttl); a run directory on shared storage still has its result.json."
+    )
+
+
+def _jobs(cluster: "Cluster", resource: str) -> list[dict[str, Any]]:
+    with _api_may_be_absent():
+        return cluster.list(resource, labels=MANAGED)[0]
+    return []
+
+
+@contextlib.contextmanager
+def _api_may_be_absent() -> Iterator[None]:
+    """A cluster has one or two of the operators that we know."""
+    from hydra_trainer.eks.refusals import ApiError
+
+    try:
+        yield
+    except ApiError as error:
+        if error.code != 404:
+            raise
+
+
+def _see(cluster: "Cluster", handle: JobHandle) -> "Seen":
+    from hydra_trainer.eks.follow import events, workload
+    from hydra_trainer.eks.seen import Seen
+
+    _, job = _find(cluster, handle)
+    pods, _ = cluster.list("pods", labels=f"hydra-trainer.dev/job={_name(job)}")
+    return Seen(job, pods, events(cluster, _name(job)), workload(cluster, job))
+
+
+def _seen_of(job: dict[str, Any], pods: list[dict[str, Any]]) -> "Seen":
+    from hydra_trainer.eks.seen import Seen
+
+    return Seen(job, pods, [])
+
+
+# ------------------------------------------------------------------------------------ pods and logs
+
+
+def _pods_in_order(seen: "Seen") -> list[dict[str, Any]]:
+    """Return the pods of a job by the rank of their node: the master, then the workers."""
+    return sorted(seen.pods, key=node_rank)
+
+
+def node_rank(of: dict[str, Any]) -> int:
+    """Return which node of the job a pod is, as the operators number them."""
+    labels = of["metadata"].get("labels") or {}
+    kind = labels.get("training.kubeflow.org/replica-type")
+    index = int(
+        labels.get("training.kubeflow.org/replica-index")
+        or labels.get("batch.kubernetes.io/job-completion-index")
+        or re.findall(r"\d+$", of["metadata"]["name"] + "-0")[0]
+    )
+    has_master = labels.get("training.kubeflow.org/job-role") != "master" and kind == "worker"
+    return index + int(has_master)
+
+
+def _pod_of(
+    seen: "Seen", pods: list[dict[str, Any]], rank: int, handle: JobHandle
+) -> dict[str, Any]:
+    each = _processes(seen)
+    if not 0 <= rank < len(pods) * each:
+        raise LaunchError(
+            f"{handle} has no rank {rank} now: it has {len(pods)} pods of {each} ranks. To see why, "
+            f"type hydra-trainer why {handle}."
+        )
+    return pods[rank // each]
+
+
+def _processes(seen: "Seen") -> int:
+    """Return how many ranks a pod has."""
+    spec = (seen.job or {}).get("spec", {})
+    found = spec.get("nprocPerNode") or spec.get("trainer", {}).get("numProcPerNode") or 1
+    return int(found)
+
+
+def _container(of: dict[str, Any]) -> str:
+    return str(of["spec"]["containers"][0]["name"])
+
+
+def _tail(cluster: "Cluster", seen: "Seen", name: str, previous: bool) -> list[str]:
+    found = next(item for item in seen.pods if _name(item) == name)
+    with contextlib.suppress(LaunchError):
+        lines = cluster.logs(name, container=_container(found), previous=previous, tail=LAST_LINES)
+        return list(lines)
+    return []
+
+
+# --------------------------------------------------------------------------------------- manifests
+
+
+def _name(item: dict[str, Any]) -> str:
+    return str(item["metadata"]["name"])
+
+
+def _annotation(item: dict[str, Any], key: str) -> str | None:
+    return (item["metadata"].get("annotations") or {}).get(key)
+
+
+def _resource(item: dict[str, Any]) -> str:
+    from hydra_trainer.eks.cluster import resource_of
+
+    return resource_of(item)
+
+
+def _checked(spec: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return what is wrong with rendered manifests, and what may be."""
+    from hydra_trainer.eks.rules import rule_problems
+    from hydra_trainer.eks.schema import schema_problems
+
+    problems: list[str] = []
+    warnings: list[str] = []
+    for item in spec["items"]:
+        for found in (*schema_problems(item), *rule_problems(item)):
+            text = f"{item['kind']} {found.path}: {found.message}"
+            (warnings if found.severity == "warning" else problems).append(text)
+    return problems, warnings
+
+
+def _place_code(job: JobSpec) -> None:
+    """Put the archive where pods will find it, unless it travels in a ConfigMap."""
+    from hydra_trainer.delivery import place
+
+    place(job)
