@@ -5,6 +5,7 @@ when the job runs elsewhere.
 """
 
 import contextlib
+import gc
 import os
 import re
 import sys
@@ -33,6 +34,7 @@ def main() -> None:
 
         print(text(words))
         return
+    gc.disable()  # a tenth of the time to the start: nothing is thrown away until a job runs
     # Threads of an operation on the CPU that wait for each other give up the core meanwhile: on a
     # machine that others use too, spinning makes training ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -54,8 +56,9 @@ def _hydra_main() -> None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from . import config
+    from . import config, quick
 
+    quick.shorten_start(sys.argv[1:])
     failed: list[Exception] = []
 
     def task(cfg: Any) -> float | None:
@@ -80,6 +83,7 @@ def run(cfg: Any) -> float | None:
     from hydra.core.hydra_config import HydraConfig
 
     from . import config, launcher, report
+    from .preemption import Stopped
     from .targets import TRUSTED, instantiate
 
     directory = Path(HydraConfig.get().runtime.output_dir)
@@ -93,7 +97,11 @@ def run(cfg: Any) -> float | None:
             return None
         if place.check:
             sys.exit(DONE if place.preflight(job) else CONFIG_ERROR)
+        gc.enable()
         handle, status = launcher.run(place, job)
+    except Stopped as error:
+        report.stopped(Path(job.output))
+        sys.exit(error.exit_code)
     finally:
         with contextlib.suppress(OSError):
             directory.rmdir()  # Hydra made it; where nothing was started, nothing stays
@@ -116,11 +124,6 @@ def _explain(error: BaseException, words: Sequence[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from .preemption import Stopped
-
-    if isinstance(error, Stopped):
-        print("stopped, and saved. The same command goes on from here.", file=sys.stderr)
-        return error.exit_code
     if isinstance(error, JobFailed):
         print(error, file=sys.stderr)
         return error.exit_code

@@ -6,9 +6,9 @@ All three are functions of names and contents only: no clock, no absolute path, 
 import functools
 import gzip
 import hashlib
-import importlib.metadata
 import io
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def _digest(files: dict[str, Path], targets: tuple[str, ...]) -> str:
 def _archive(files: tuple[tuple[str, Path], ...]) -> bytes:
     buffer = io.BytesIO()
     with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", mtime=0) as zipped,
+        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=4, mtime=0) as zipped,
         tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
     ):
         for name, path in files:
@@ -180,8 +180,11 @@ def _find(package: str) -> Path | None:
 
 
 def _installed_versions(targets: Iterable[str]) -> Iterator[str]:
+    """Yield `package==version` of installed packages, by the names of their .dist-info folders.
+
+    importlib.metadata says the same, and takes longer to import than all the rest of this.
+    """
     for package in sorted({target.split(".")[0] for target in targets} - {"hydra_trainer"}):
-        try:
-            yield f"{package}=={importlib.metadata.version(package)}\n"
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        for entry in sys.path:
+            for found in sorted(Path(entry or ".").glob(f"{package}-*.dist-info")):
+                yield f"{package}=={found.stem.partition('-')[2]}\n"

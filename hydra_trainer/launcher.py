@@ -22,6 +22,24 @@ RECORD = "job.json"
 """In a run directory of this machine: the handle of a job that runs elsewhere, and its result."""
 
 
+_Base: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class _Dumper(_Base):
+    """Writes a file inside a manifest as one reads it, and no anchors for parts that repeat."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _represent_text(dumper: Any, text: str) -> Any:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 class Launcher(Protocol):
     """Runs jobs in one kind of place. Every method may be called again without harm."""
 
@@ -89,9 +107,8 @@ def run(launcher: Launcher, job: JobSpec) -> tuple[JobHandle, JobStatus]:
 
 def text(manifests: dict[str, Any]) -> str:
     """Return what a launcher rendered as YAML, the same bytes every time."""
-    dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return str(
-        yaml.dump(manifests, Dumper=dumper, sort_keys=False, allow_unicode=True, width=2**31 - 1)
+        yaml.dump(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31 - 1)
     )
 
 

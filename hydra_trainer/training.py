@@ -25,6 +25,7 @@ from .data import BatchSampler, resumable
 from .errors import ConfigError, DataError
 from .preemption import NoStopFlag, StopFlag
 from .progress import choose
+from .report import shown
 from .targets import TRUSTED, instantiate
 
 log = logging.getLogger(__name__)
@@ -340,7 +341,7 @@ class _Session:
         say = self.core.progress.say
         say(f"{type(model).__name__}: {count:,} parameters; {where}; {self.conf['precision']}")
         if path is not None:
-            say(f"going on from step {step}: {Path(path).parent}")
+            say(f"going on from step {step}: {shown(Path(path).parent)}")
 
     def _log_config(self, trainer: Trainer) -> None:
         """Give every logger what this run trains, as flat keys: model.width, optim.lr and so on."""

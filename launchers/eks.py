@@ -31,6 +31,7 @@ RESOURCES = {
     "hyperpod": "hyperpodpytorchjobs.sagemaker.amazonaws.com/v1",
 }
 MANAGED = "app.kubernetes.io/managed-by=hydra-trainer"
+PREFLIGHT = 20.0  # seconds for one question: a webhook that is down must not be waited for
 LAST_LINES = 20  # of a log, that `why` reads
 
 
@@ -64,6 +65,12 @@ class EksLauncher(Options):
                 f"launcher.image is {PLACEHOLDER}, a name that stands for your image: no cluster "
                 "can pull it. docs/eks.md builds one."
             )
+        if manifests.forgets(job, self):
+            warnings.append(
+                "storage.output is a folder of this machine, so checkpoints stay in their pod and "
+                "go with it: a pod that is lost starts the training anew. Type storage=efs or "
+                "storage=fsx."
+            )
         for text in warnings:
             launcher.say(f"warning: {text}")
         if problems:
@@ -77,7 +84,7 @@ class EksLauncher(Options):
         from hydra_trainer.eks.preflight import preflight, render_findings
 
         spec = self.render(job)
-        findings = preflight(self._cluster(), spec)
+        findings = preflight(self._cluster(PREFLIGHT), spec)
         print(render_findings(findings))
         return not any(finding.level == "fail" for finding in findings)
 
@@ -121,8 +128,8 @@ class EksLauncher(Options):
     def _create(self, cluster: "Cluster", items: list[dict[str, Any]]) -> None:
         from hydra_trainer.eks.refusals import AlreadyExists
 
-        for item in items[-1:]:  # the webhooks say no before anything is there
-            cluster.create(item, dry_run=True)
+        if self.api != "trainjob":  # whose webhook first wants to see its runtime
+            cluster.create(items[-1], dry_run=True)  # the webhooks say no before anything is there
         made = []
         for item in items:
             try:
@@ -162,15 +169,17 @@ class EksLauncher(Options):
             if kind == "DELETED":
                 return
 
-    def _cluster(self) -> "Cluster":
+    def _cluster(self, seconds: float | None = None) -> "Cluster":
         from hydra_trainer.eks.cluster import Cluster
+        from hydra_trainer.eks.retry import Retry
 
+        retry = Retry() if seconds is None else Retry(seconds=seconds)
         if self.embedded:
             from hydra_trainer import embedded
 
             kubeconfig = embedded.start(HOME.expanduser())
-            return Cluster(EMBEDDED, self.namespace, kubeconfig=str(kubeconfig))
-        return Cluster(self.context, self.namespace)
+            return Cluster(EMBEDDED, self.namespace, kubeconfig=str(kubeconfig), retry=retry)
+        return Cluster(self.context, self.namespace, retry=retry)
 
     # ------------------------------------------------------------------------------------ verbs
 
@@ -326,12 +335,12 @@ def _api_may_be_absent() -> Iterator[None]:
 
 
 def _see(cluster: "Cluster", handle: JobHandle) -> "Seen":
-    from hydra_trainer.eks.follow import events, workload
+    from hydra_trainer.eks.follow import workload
     from hydra_trainer.eks.seen import Seen
 
     _, job = _find(cluster, handle)
     pods, _ = cluster.list("pods", labels=f"hydra-trainer.dev/job={_name(job)}")
-    return Seen(job, pods, events(cluster, _name(job)), workload(cluster, job))
+    return Seen(job, pods, cluster.list("events")[0], workload(cluster, job))
 
 
 def _seen_of(job: dict[str, Any], pods: list[dict[str, Any]]) -> "Seen":
@@ -367,8 +376,8 @@ def _pod_of(
     each = _processes(seen)
     if not 0 <= rank < len(pods) * each:
         raise LaunchError(
-            f"{handle} has no rank {rank} now: it has {len(pods)} pods of {each} ranks. To see why, "
-            f"type hydra-trainer why {handle}."
+            f"{handle} has no rank {rank} now: it has {len(pods)} pods of {each} ranks. To see "
+            f"why, type hydra-trainer why {handle}."
         )
     return pods[rank // each]
 

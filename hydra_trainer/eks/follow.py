@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from hydra_trainer.errors import LaunchError
-from hydra_trainer.job import JobState, JobStatus
+from hydra_trainer.job import JobStatus
 from hydra_trainer.launcher import say
 
 from . import state
@@ -23,9 +23,6 @@ from .seen import Seen, has_started, holds_rank_0, matters, said, subject
 
 JOB_LABEL = "hydra-trainer.dev/job"
 MANAGED = "app.kubernetes.io/managed-by=hydra-trainer"
-UNNOTICED = 60.0
-"""Seconds without a condition, after which the operator counts as absent."""
-
 Object = dict[str, Any]
 Change = tuple[str, str, Object]
 """(stream, ADDED | MODIFIED | DELETED, object); or (stream, "FAILED", {"error": ...})."""
@@ -75,7 +72,7 @@ class Follower:
     def _wait(self) -> None:
         """Take in what came, or wait for it; not longer than a missing operator deserves."""
         with contextlib.suppress(queue.Empty):
-            self._take(self._changes.get(timeout=UNNOTICED / 2))
+            self._take(self._changes.get(timeout=state.OPERATOR_PATIENCE / 2))
             while True:
                 self._take(self._changes.get_nowait())
 
@@ -89,7 +86,7 @@ class Follower:
             self._pods[item["metadata"]["name"]] = item
             if kind == "DELETED":
                 self._pods.pop(item["metadata"]["name"])
-        elif _is_about(item, self.name):
+        else:
             self._events[item["metadata"]["name"]] = item
 
     def _look(self) -> JobStatus:
@@ -108,7 +105,7 @@ class Follower:
 
     def _tell_events(self) -> None:
         for name, event in self._events.items():
-            if name not in self._told and matters(event):
+            if name not in self._told and matters(event) and _is_about(event, self.name):
                 self._told.add(name)
                 say(f"  {subject(event)}: {said(event)}")
 
@@ -179,8 +176,6 @@ def _ended(job: Object) -> bool:
 
 
 def _status(job: Object | None, pods: list[Object]) -> JobStatus:
-    if job is None:
-        return JobStatus(JobState.UNKNOWN, "Gone", "there is no such job any more")
     return state.status(Seen(job, pods, []))
 
 
@@ -195,30 +190,21 @@ def by_job(pods: list[Object]) -> dict[str, list[Object]]:
 # ------------------------------------------------------------------------------------- one snapshot
 
 
-def events(cluster: Cluster, name: str) -> list[Object]:
-    """Return the events about a job, its pods and what else has its name."""
-    return [event for event in cluster.list("events")[0] if _is_about(event, name)]
-
-
 def _is_about(event: Object, name: str) -> bool:
     about = str((event.get("involvedObject") or event.get("regarding") or {}).get("name", ""))
-    return about == name or about.startswith(f"{name}-") or about.startswith(f"pytorchjob-{name}-")
+    return about == name or about.startswith((f"{name}-", f"pytorchjob-{name}-"))
 
 
 def workload(cluster: Cluster, job: Object) -> Object | None:
-    """Return Kueue's Workload of a job, where it goes through a queue."""
+    """Return Kueue's Workload of a job that waits in a queue."""
     labels = job["metadata"].get("labels") or {}
-    if "kueue.x-k8s.io/queue-name" not in labels:
+    if "kueue.x-k8s.io/queue-name" not in labels or not Seen(job, [], []).suspended:
         return None
-    uid = job["metadata"]["uid"]
     with contextlib.suppress(ApiError):
-        found, _ = cluster.list("workloads.kueue.x-k8s.io/v1beta1")
-        return next((w for w in found if _owned_by(w, uid)), None)
+        wanted = f"kueue.x-k8s.io/job-uid={job['metadata']['uid']}"
+        found, _ = cluster.list("workloads.kueue.x-k8s.io/v1beta1", labels=wanted)
+        return next(iter(found), None)
     return None
-
-
-def _owned_by(item: Object, uid: str) -> bool:
-    return any(owner["uid"] == uid for owner in item["metadata"].get("ownerReferences") or [])
 
 
 def age(cluster: Cluster, job: Object | None) -> float | None:

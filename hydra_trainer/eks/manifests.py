@@ -62,6 +62,12 @@ def manifests(job: JobSpec, options: Options) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
+def forgets(job: JobSpec, options: Options) -> bool:
+    """Tell whether the checkpoints of a job are lost with the pod that wrote them."""
+    found = [mount for mount in pod.pod_mounts(job, options) if mount.kind == "pod"]
+    return bool(found) and not options.embedded
+
+
 def _digest(items: list[dict[str, Any]]) -> str:
     text = json.dumps(items, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,42 @@
+"""A quick start: what Hydra and OmegaConf do twice, or slowly, before a command begins.
+
+Without it, half of the CPU time of a dry run goes into composing the configuration a second time,
+to ask whether it names a mode, and into reading YAML with the parser that is written in Python.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+
+def shorten_start(words: Sequence[str]) -> None:
+    """Make Hydra compose once, and let libyaml read its files. Safe to repeat.
+
+    Args:
+        words: the command line. With `hydra.mode`, or a folder of the user's that may set it,
+            Hydra still composes twice.
+    """
+    from hydra._internal.hydra import Hydra
+    from omegaconf import _utils
+
+    if hasattr(yaml, "CSafeLoader") and not hasattr(_utils.get_yaml_loader, "cache_info"):
+        _utils.get_yaml_loader = functools.cache(_with_libyaml(_utils.get_yaml_loader))
+    may_set_mode = ("hydra.mode", "--config", "-c", "hydra/", "+hydra")
+    if not any(word.lstrip("+").startswith(may_set_mode) for word in words):
+        Hydra.get_mode = lambda self, config_name, overrides: None  # type: ignore[method-assign]
+
+
+def _with_libyaml(make: Any) -> Any:
+    """Return `make`, which derives a loader from yaml.SafeLoader, deriving from the C one."""
+
+    def loader() -> Any:
+        slow = yaml.SafeLoader
+        yaml.SafeLoader = yaml.CSafeLoader  # type: ignore[assignment, misc]
+        try:
+            return make()
+        finally:
+            yaml.SafeLoader = slow  # type: ignore[misc]
+
+    return loader

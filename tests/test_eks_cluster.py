@@ -1,0 +1,1095 @@
+"""The client of an API server, against one that does what the test says, and the embedded one."""
+
+import re
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hydra_trainer.eks import kubeconfig as kubeconfigs
+from hydra_trainer.eks import refusals
+from hydra_trainer.eks.cluster import AlreadyExists, ApiError, Cluster, Retry, resource_of
+from hydra_trainer.errors import LaunchError
+
+from .scripted import CUT, HANG, Api, Asked, Reply, Stream
+
+JOBS = "pytorchjobs.kubeflow.org/v1"
+PATH = "/apis/kubeflow.org/v1/namespaces/ml/pytorchjobs"
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    server = Api()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass
+class Clock:
+    """Time that passes only where somebody waits for it."""
+
+    now: float = 0.0
+    waits: list[float] = field(default_factory=list)
+
+    def retry(self, **changes: Any) -> Retry:
+        """The product's budget by this clock, with the longest pauses that the jitter can give."""
+        return Retry(sleep=self.wait, clock=self.read, spread=longest, **changes)
+
+    def read(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.waits.append(seconds)
+        self.now += seconds
+
+
+def longest(low: float, high: float) -> float:
+    return high
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def config(server: str, user: dict[str, Any] | None = None, **context: Any) -> dict[str, Any]:
+    """A kubeconfig with one context, `lab`."""
+    entry = {"cluster": "c", "user": "u", "namespace": "ml", **context}
+    return {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "lab",
+        "contexts": [{"name": "lab", "context": entry}],
+        "clusters": [{"name": "c", "cluster": {"server": server}}],
+        "users": [{"name": "u", "user": {"token": "secret"} if user is None else user}],
+    }
+
+
+Connect = Callable[..., Cluster]
+
+
+@pytest.fixture
+def connect(tmp_path: Path, api: Api, clock: Clock) -> Connect:
+    """Make a Cluster of the scripted server, or of another kubeconfig."""
+
+    def make(content: dict[str, Any] | None = None, **retry: Any) -> Cluster:
+        file = tmp_path / "kubeconfig"
+        file.write_text(yaml.safe_dump(content or config(api.url)))
+        return Cluster(kubeconfig=str(file), retry=clock.retry(**retry))
+
+    return make
+
+
+@pytest.fixture
+def cluster(connect: Connect) -> Cluster:
+    return connect()
+
+
+def job(name: str = "demo", digest: str = "d1") -> dict[str, Any]:
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": name, "annotations": {"hydra-trainer.dev/spec-digest": digest}},
+        "spec": {"nprocPerNode": "2"},
+    }
+
+
+def stored(name: str = "demo", version: int = 1, **changes: Any) -> dict[str, Any]:
+    """An object as the server has it."""
+    made = job(name)
+    made["metadata"] |= {"namespace": "ml", "uid": f"uid-{name}", "resourceVersion": str(version)}
+    return made | changes
+
+
+def status(code: int, reason: str = "", message: str = "", **details: Any) -> Reply:
+    """The Status object with which a server refuses."""
+    body = {"kind": "Status", "status": "Failure", "code": code, "reason": reason}
+    return Reply(code, body | {"message": message, "details": details})
+
+
+ABSENT = status(404, "NotFound", 'pytorchjobs.kubeflow.org "demo" not found', name="demo")
+TAKEN = status(409, "AlreadyExists", 'pytorchjobs.kubeflow.org "demo" already exists', name="demo")
+HALF = Reply(201, b'{"apiVer', {"Content-Length": "999", "Connection": "close"})
+BUSY = Reply(429, {}, {"Retry-After": "7"})
+
+# --------------------------------------------------------------------------- what is tried again
+
+
+@pytest.mark.parametrize(
+    "trouble", [CUT, *(Reply(code) for code in (429, 500, 502, 503, 504)), Reply(200, b"<html>")]
+)
+def test_a_server_in_trouble_is_asked_again(
+    trouble: Any, api: Api, cluster: Cluster, clock: Clock
+) -> None:
+    api.replies(trouble, trouble, Reply(200, stored()))
+    assert cluster.get(JOBS, "demo") == stored()
+    assert clock.waits == [0.25, 0.5]
+
+
+def test_pauses_are_drawn_from_all_of_a_bound_that_doubles_to_20_s(
+    api: Api, connect: Connect, clock: Clock
+) -> None:
+    bounds: list[tuple[float, float]] = []
+
+    def draw(low: float, high: float) -> float:
+        bounds.append((low, high))
+        return 0.0
+
+    api.replies(*[Reply(503)] * 9, Reply(200, stored()))
+    cluster = connect()
+    cluster._connection.retry = Retry(sleep=clock.wait, clock=clock.read, spread=draw)
+    cluster.get(JOBS, "demo")
+    assert bounds == [(0, min(20, 0.25 * 2**n)) for n in range(9)]
+
+
+def test_retry_after_is_waited_for_and_told(
+    api: Api, cluster: Cluster, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    api.replies(BUSY, Reply(200, stored()))
+    cluster.get(JOBS, "demo")
+    assert clock.waits == [7.25]
+    assert caplog.messages == [
+        "`get pytorchjobs demo in namespace ml`: 429 {}. Trying again in 7 s."
+    ]
+
+
+def test_the_budget_of_tries_ends(api: Api, connect: Connect) -> None:
+    api.replies(status(503, message="etcd has no leader"))
+    with pytest.raises(LaunchError, match=r"tried 4 times in 2 s.*503 etcd has no leader\."):
+        connect(tries=4).get(JOBS, "demo")
+    assert len(api.asked) == 4
+
+
+def test_the_budget_of_seconds_ends_before_a_pause_that_would_exceed_it(
+    api: Api, cluster: Cluster, clock: Clock
+) -> None:
+    api.replies(Reply(429, {}, {"Retry-After": "3600"}))
+    with pytest.raises(LaunchError, match=r"tried once .* asks to be left alone for 3600 s"):
+        cluster.get(JOBS, "demo")
+    assert clock.waits == []
+
+
+def test_a_wrong_address_shows_after_three_tries(connect: Connect, clock: Clock) -> None:
+    with pytest.raises(LaunchError, match=r"http://127.0.0.1:9 cannot be reached: .*refused"):
+        connect(config("http://127.0.0.1:9")).get(JOBS, "demo")
+    assert len(clock.waits) == 2
+
+
+@pytest.mark.parametrize("code", [400, 403, 404, 405, 409, 410, 413, 415, 422])
+def test_a_refusal_is_not_asked_again(code: int, api: Api, cluster: Cluster, clock: Clock) -> None:
+    api.replies(status(code, "Reason", "words of the server"))
+    with pytest.raises(ApiError) as caught:
+        cluster.create(job())
+    error = caught.value
+    assert (error.code, error.reason, error.message) == (code, "Reason", "words of the server")
+    assert len(api.asked) == 1
+
+
+# ------------------------------------------------------------------------------ one job, ever
+
+
+class Objects:
+    """A server that creates, and may do something else than answer."""
+
+    def __init__(self, api: Api, fault: Callable[[int], Any] = lambda number: None) -> None:
+        self.there: dict[str, dict[str, Any]] = {}
+        self.creations = 0
+        self.posts = 0
+        self.fault = fault
+        api.answer = self.answer
+
+    def answer(self, asked: Asked) -> Any:
+        if asked.method == "GET":
+            found = self.there.get(asked.path.rpartition("/")[2])
+            return Reply(200, found) if found else ABSENT
+        name = asked.body["metadata"]["name"]
+        reply = TAKEN
+        if name not in self.there:
+            self.there[name] = asked.body | {"status": {}}
+            self.creations += 1
+            reply = Reply(201, self.there[name])
+        self.posts += 1
+        return self.fault(self.posts) or reply
+
+
+@pytest.mark.parametrize("lost", [CUT, Reply(500), Reply(504), HALF])
+def test_a_lost_reply_is_found_by_looking(lost: Any, api: Api, cluster: Cluster) -> None:
+    objects = Objects(api, lambda number: lost)
+    assert cluster.create(job()) == job() | {"status": {}}
+    assert objects.creations == 1
+    assert [asked.method for asked in api.asked] == ["POST", "GET"]
+
+
+def test_a_request_that_was_lost_is_sent_again(api: Api, cluster: Cluster) -> None:
+    objects = Objects(api)
+    healthy = api.answer
+    left = [CUT]  # before the server could act
+    api.answer = lambda asked: left.pop() if left else healthy(asked)
+    assert cluster.create(job()) == job() | {"status": {}}
+    assert objects.creations == 1
+
+
+def test_a_creation_that_arrives_late_is_taken_for_ours(api: Api, cluster: Cluster) -> None:
+    """The first POST is still under way when we look, and done when we send the second."""
+    api.replies(CUT, ABSENT, TAKEN, Reply(200, stored()))
+    assert cluster.create(job()) == stored()
+    assert [asked.method for asked in api.asked] == ["POST", "GET", "POST", "GET"]
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [stored() | {"metadata": job(digest="d2")["metadata"]}, stored() | {"metadata": {}}],
+    ids=["another digest", "no digest"],
+)
+def test_what_somebody_else_created_is_not_ours(
+    theirs: dict[str, Any], api: Api, cluster: Cluster
+) -> None:
+    api.replies(CUT, Reply(200, theirs))
+    with pytest.raises(AlreadyExists):
+        cluster.create(job())
+
+
+@pytest.mark.parametrize(("data", "is_ours"), [({"a": "1"}, True), ({"a": "2"}, False)])
+def test_without_a_digest_all_that_was_sent_is_compared(
+    data: dict[str, str], is_ours: bool, api: Api, cluster: Cluster
+) -> None:
+    sent = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "data": {"a": "1"}}
+    there = sent | {"data": data, "metadata": {"name": "c", "uid": "u"}}
+    api.replies(CUT, Reply(200, there))
+    if is_ours:
+        assert cluster.create(sent) == there
+    else:
+        with pytest.raises(AlreadyExists):
+            cluster.create(sent)
+
+
+def test_a_name_that_was_taken_before_is_an_error_of_its_own(api: Api, cluster: Cluster) -> None:
+    api.replies(TAKEN)
+    with pytest.raises(AlreadyExists, match="pytorchjobs demo in namespace ml exists already"):
+        cluster.create(job())
+    assert len(api.asked) == 1
+
+
+def test_a_quota_that_others_count_at_the_same_time_is_tried_again(
+    api: Api, cluster: Cluster
+) -> None:
+    api.replies(status(409, "Conflict", "resourcequotas has been modified"), Reply(201, stored()))
+    assert cluster.create(job()) == stored()
+
+
+def test_a_thousand_creates_with_lost_replies_make_one_job_each(api: Api, cluster: Cluster) -> None:
+    faults = (None, CUT, Reply(500), Reply(503), BUSY)
+    objects = Objects(api, lambda number: faults[number % len(faults)])
+    for number in range(1000):
+        cluster.create(job(f"job-{number}"))
+    assert objects.creations == len(objects.there) == 1000
+    assert (
+        sum(asked.method == "POST" for asked in api.asked) < 1300
+    )  # only the busy one is repeated
+
+
+def test_many_threads_may_create(
+    api: Api, cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    objects = Objects(api)
+    with ThreadPoolExecutor(20) as threads:
+        list(threads.map(cluster.create, [job(f"job-{number}") for number in range(200)]))
+    assert len(objects.there) == 200
+    assert caplog.messages == []  # urllib3 warns when its pool is too small
+
+
+def test_a_dry_run_is_strict_and_looks_for_nothing(api: Api, cluster: Cluster) -> None:
+    api.replies(CUT, Reply(201, stored()))
+    assert cluster.create(job(), dry_run=True) == stored()
+    assert [asked.method for asked in api.asked] == ["POST", "POST"]
+    assert api.asked[0].path == PATH
+    assert api.asked[0].query == {
+        "dryRun": "All",
+        "fieldValidation": "Strict",
+        "fieldManager": "hydra-trainer",
+    }
+
+
+# ---------------------------------------------------------------------------------- credentials
+
+
+def plugin(folder: Path, *tokens: str) -> dict[str, Any]:
+    """A credential plugin that gives these tokens, one a call, and then fails as `aws` does."""
+    (folder / "tokens").write_text("\n".join(tokens))
+    script = folder / "aws"
+    script.write_text(
+        f"""#!{sys.executable}
+import json, pathlib, sys
+file = pathlib.Path({str(folder / "tokens")!r})
+first, *rest = file.read_text().split("\\n")
+file.write_text("\\n".join(rest))
+if not first:
+    sys.exit("The SSO session associated with this profile has expired")
+status = {{"token": first}}
+version = "client.authentication.k8s.io/v1beta1"
+print(json.dumps({{"apiVersion": version, "kind": "ExecCredential", "status": status}}))
+"""
+    )
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    arguments = ["--region", "eu-west-1", "eks", "get-token", "--cluster-name", "big one"]
+    return {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1beta1",
+            "command": str(script),
+            "args": arguments,
+            "env": [{"name": "AWS_PROFILE", "value": "team"}],
+        }
+    }
+
+
+def accepts(api: Api, token: str, refusal: Reply) -> None:
+    """Let the server know one token only."""
+
+    def answer(asked: Asked) -> Reply:
+        return Reply(200, stored()) if asked.headers["Authorization"].endswith(token) else refusal
+
+    api.answer = answer
+
+
+UNKNOWN = [
+    status(401, "Unauthorized", "Unauthorized"),
+    status(403, "Forbidden", 'pods is forbidden: User "system:anonymous" cannot list'),
+]
+
+
+@pytest.mark.parametrize("refusal", UNKNOWN, ids=["401", "anonymous"])
+def test_a_refused_token_is_renewed_once(
+    refusal: Reply, api: Api, connect: Connect, tmp_path: Path
+) -> None:
+    accepts(api, "new", refusal)
+    cluster = connect(config(api.url, plugin(tmp_path, "old", "new")))
+    assert cluster.get(JOBS, "demo") == stored()
+    assert [asked.headers["Authorization"] for asked in api.asked] == ["Bearer old", "Bearer new"]
+
+
+def test_a_token_file_is_read_again(api: Api, connect: Connect, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("old")
+    cluster = connect(config(api.url, {"tokenFile": str(tmp_path / "token")}))
+    accepts(api, "old", UNKNOWN[0])
+    cluster.get(JOBS, "demo")
+    (tmp_path / "token").write_text("new")
+    accepts(api, "new", UNKNOWN[0])
+    assert cluster.get(JOBS, "demo") == stored()
+
+
+def test_a_login_that_does_not_help_says_what_to_type(
+    api: Api, connect: Connect, tmp_path: Path
+) -> None:
+    api.replies(UNKNOWN[0])
+    cluster = connect(config(api.url, plugin(tmp_path, "old", "as old")))
+    with pytest.raises(LaunchError) as caught:
+        cluster.get(JOBS, "demo")
+    assert "`aws sso login --profile team`" in str(caught.value)
+    assert (
+        "`aws eks update-kubeconfig --name 'big one' --region eu-west-1 --profile team "
+        "--alias lab`" in str(caught.value)
+    )
+    assert len(api.asked) == 2
+
+
+def test_a_plugin_that_fails_is_quoted_and_nothing_is_sent(
+    api: Api, connect: Connect, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = connect(config(api.url, plugin(tmp_path)))
+    with pytest.raises(LaunchError, match=r"SSO session .* has expired\. Type `aws sso login"):
+        cluster.get(JOBS, "demo")
+    assert api.asked == []
+    assert caplog.records == []  # told once, by us
+
+
+@pytest.mark.parametrize(
+    ("user", "words"),
+    [
+        ({"token": "t"}, r"aws eks update-kubeconfig --name CLUSTER --region REGION"),
+        ({"exec": {"command": "get-it", "args": ["a b"]}}, r"come from `get-it 'a b'`: type that"),
+        ({"tokenFile": "/run/token"}, r"/run/token: have that file written again"),
+        (
+            {"exec": {"command": "/bin/aws-iam-authenticator", "args": ["token", "-i", "big"]}},
+            r"--name big --region us-east-2 --alias lab",
+        ),
+        (
+            {"exec": {"command": "aws", "args": ["--cluster-name=big", "--role", "arn:r"]}},
+            r"--name big --region us-east-2 --role-arn arn:r --alias lab",
+        ),
+    ],
+)
+def test_what_to_type_depends_on_where_the_credentials_come_from(
+    user: dict[str, Any], words: str
+) -> None:
+    server = "https://ABC.gr7.us-east-2.eks.amazonaws.com"
+    context = kubeconfigs.Context("lab", "ml", server, "/home/me/.kube/config", {}, user)
+    assert words in kubeconfigs.login(context)
+
+
+def test_a_missing_right_names_verb_resource_namespace_and_the_file_with_the_rights(
+    api: Api, cluster: Cluster
+) -> None:
+    user = 'User "ann" cannot create resource "pytorchjobs" in API group "kubeflow.org"'
+    api.replies(status(403, "Forbidden", f"pytorchjobs.kubeflow.org is forbidden: {user}"))
+    with pytest.raises(ApiError) as caught:
+        cluster.create(job())
+    assert str(caught.value).startswith(
+        "ann may not create pytorchjobs (API group kubeflow.org) in namespace ml of the cluster "
+        "'lab'. deploy/rbac.yaml holds the rights that suffice"
+    )
+    assert "kubectl auth can-i create pytorchjobs.kubeflow.org --namespace ml" in str(caught.value)
+
+
+def test_a_missing_right_to_logs_is_one_of_a_subresource(api: Api, cluster: Cluster) -> None:
+    api.replies(status(403, "Forbidden", 'User "ann" cannot get resource "pods/log"'))
+    with pytest.raises(ApiError, match=r"get pods/log in namespace ml .* --subresource=log"):
+        list(cluster.logs("demo-master-0", container="pytorch"))
+
+
+# --------------------------------------------------------------------- refusals, in useful words
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (
+            Reply(404, b"404 page not found"),
+            r"does not know pytorchjobs.kubeflow.org/v1. Install the Kubeflow training operator "
+            r".*docs/eks.md",
+        ),
+        (
+            status(404, "NotFound", 'namespaces "ml" not found', name="ml", kind="namespaces"),
+            r"no namespace 'ml' in the cluster 'lab'. Type launcher.namespace=NAME, or `kubectl "
+            r"create namespace ml`",
+        ),
+        (
+            status(403, "Forbidden", "exceeded quota: gpus, requested: 8, used: 8, limited: 8"),
+            r"refused to create pytorchjobs demo in namespace ml: exceeded quota: gpus",
+        ),
+        (
+            status(400, "BadRequest", 'strict decoding error: unknown field "spec.replicaz"'),
+            r'unknown field "spec.replicaz"$',
+        ),
+        (
+            status(
+                422,
+                "Invalid",
+                "PyTorchJob is invalid",
+                causes=[{"field": "spec.pytorchReplicaSpecs.Worker.replicas", "message": "no"}],
+            ),
+            r"PyTorchJob is invalid\n  spec.pytorchReplicaSpecs.Worker.replicas: resources.nodes",
+        ),
+        (
+            status(
+                400,
+                "BadRequest",
+                'admission webhook "validator" denied the request: '
+                "spec.pytorchReplicaSpecs[Master].template.spec.containers[0].image: Required",
+            ),
+            r"denied the request: .*Required\n  .*containers\[0\].image: launcher.image in the con",
+        ),
+        (Reply(413, b"too large"), r"too large.*code.delivery=s3, code.delivery=volume or"),
+        (Reply(301, b"", {"Location": "http://elsewhere/"}), r"refused to create .*HTTP 301"),
+    ],
+)
+def test_a_refusal_says_what_to_do(reply: Reply, words: str, api: Api, cluster: Cluster) -> None:
+    api.replies(reply)
+    with pytest.raises(ApiError) as caught:
+        cluster.create(job())
+    assert re.search(words, str(caught.value), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("spec.template.spec.containers[0].resources.limits[nvidia.com/gpu]", "gpus_per_node"),
+        ("spec.template.spec.containers[0].resources.limits[vpc.amazonaws.com/efa]", "efa"),
+        ("spec.template.spec.containers[0].env[3].name", "launcher.env"),
+        ("spec.template.spec.containers[0].imagePullPolicy", "launcher.image_pull_policy"),
+        ("spec.trainer.numNodes", "resources.nodes"),
+        ("spec.elasticPolicy.minReplicas", "resources.min_nodes"),
+        ("metadata.labels[kueue.x-k8s.io/queue-name]", "launcher.queue"),
+        ("spec.template.spec.volumes[0].persistentVolumeClaim", "storage.mounts"),
+    ],
+)
+def test_a_path_in_an_object_has_a_key_in_the_configuration(path: str, key: str) -> None:
+    assert (refusals.config_key(path) or "").endswith(key)
+
+
+# ----------------------------------------------------------------------------- which cluster
+
+
+def test_without_a_kubeconfig_the_error_says_how_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    with pytest.raises(LaunchError) as caught:
+        _ = Cluster().context
+    assert f"{tmp_path / 'none'} does not exist" in str(caught.value)
+    assert "aws eks update-kubeconfig --name CLUSTER" in str(caught.value)
+    assert "launcher.embedded=true" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"current-context": ""}, r"no current context. Type launcher.context=NAME, .*: lab\."),
+        ({"current-context": "lap"}, r"no context 'lap' in .*Did you mean 'lab'\? There are: lab"),
+        ({"clusters": []}, r"no cluster 'c' in .* There are: none"),
+        ({"clusters": [{"name": "c"}]}, r"gives no server for the context 'lab'"),
+        (
+            {"clusters": [{"name": "c", "cluster": {"server": "http://k8s.example.com"}}]},
+            r"http://k8s.example.com, which is not https",
+        ),
+        (
+            {
+                "clusters": [
+                    {
+                        "name": "c",
+                        "cluster": {"server": "https://k", "insecure-skip-tls-verify": True},
+                    }
+                ]
+            },
+            r"insecure-skip-tls-verify.*certificate-authority-data",
+        ),
+    ],
+)
+def test_a_kubeconfig_that_does_not_do_says_what_to_type(
+    change: dict[str, Any], words: str, connect: Connect
+) -> None:
+    with pytest.raises(LaunchError, match=words):
+        _ = connect(config("https://k8s.example.com") | change).context
+
+
+def test_a_namespace_has_to_come_from_somewhere(api: Api, connect: Connect) -> None:
+    cluster = connect(config(api.url, namespace=None))
+    with pytest.raises(LaunchError, match=r"'lab' names no namespace.*launcher.namespace=NAME"):
+        cluster.get(JOBS, "demo")
+    assert api.asked == []
+
+
+@pytest.mark.parametrize("text", ["a: [", "just words", "- a list"])
+def test_a_file_that_is_no_kubeconfig_is_named(text: str, tmp_path: Path) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(text)
+    with pytest.raises(LaunchError, match=str(file)):
+        _ = Cluster(kubeconfig=str(file)).context
+
+
+def test_the_context_and_the_namespace_may_be_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Several files count as for kubectl: of two entries with one name, the first."""
+    first, second = config("https://first"), config("https://second", namespace="other")
+    second["contexts"].append({"name": "far", "context": {"cluster": "far", "user": "u"}})
+    second["clusters"].append({"name": "far", "cluster": {"server": "https://far"}})
+    for name, content in (("a", first), ("b", second)):
+        (tmp_path / name).write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'a'}:{tmp_path / 'b'}:{tmp_path / 'none'}")
+    assert (Cluster().context, Cluster().namespace) == ("lab", "ml")
+    assert Cluster("far", "team").namespace == "team"
+    assert kubeconfigs.find("lab").server == "https://first"
+
+
+def test_a_server_on_this_machine_is_not_asked_for_through_a_proxy(
+    api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    cluster.get(JOBS, "demo")
+    assert len(api.asked) == 1
+
+
+def test_nothing_is_imported_or_read_before_the_first_use() -> None:
+    script = (
+        "import sys; from hydra_trainer.eks.cluster import Cluster; Cluster('no', 'such');"
+        "print([m for m in ('kubernetes', 'urllib3', 'requests', 'ssl', 'torch', 'hydra')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two self-signed certificates for 127.0.0.1: `ours` and `theirs`."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl makes the certificates")
+    folder = tmp_path_factory.mktemp("certificates")
+    for name in ("ours", "theirs"):
+        words = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name}"
+        words += " -days 2 -addext subjectAltName=IP:127.0.0.1"
+        files = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt")]
+        subprocess.run([openssl, *words.split(), *files], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture
+def tls(api: Api, certificates: Path) -> str:
+    """Put the scripted server behind TLS, with our certificate; return its address."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificates / "ours.crt", certificates / "ours.key")
+    address = api.url.replace("http:", "https:")
+    api.socket = context.wrap_socket(api.socket, server_side=True)
+    return address
+
+
+def test_a_certificate_that_the_kubeconfig_trusts_is_needed(
+    tls: str, api: Api, connect: Connect, certificates: Path
+) -> None:
+    api.replies(Reply(200, stored()))
+    content = config(tls)
+    content["clusters"][0]["cluster"]["certificate-authority"] = str(certificates / "ours.crt")
+    assert connect(content).get(JOBS, "demo") == stored()
+    content["clusters"][0]["cluster"]["certificate-authority"] = str(certificates / "theirs.crt")
+    with pytest.raises(LaunchError, match=r"a certificate that the kubeconfig does not trust"):
+        connect(content).get(JOBS, "demo")
+    assert len(api.asked) == 1
+
+
+def test_a_pod_uses_its_service_account(
+    tls: str, api: Api, certificates: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "serviceaccount"
+    folder.mkdir()
+    shutil.copy(certificates / "ours.crt", folder / "ca.crt")
+    (folder / "token").write_text("old")
+    (folder / "namespace").write_text("ml")
+    monkeypatch.setattr(kubeconfigs, "SERVICE_ACCOUNT", folder)
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", tls.rpartition(":")[2])
+    cluster = Cluster()
+    assert (cluster.context, cluster.namespace) == ("in-cluster", "ml")
+    accepts(api, "old", UNKNOWN[0])
+    assert cluster.get(JOBS, "demo") == stored()
+    (folder / "token").write_text("new")  # the kubelet renews it every hour
+    accepts(api, "new", UNKNOWN[0])
+    assert cluster.get(JOBS, "demo") == stored()
+
+
+# ------------------------------------------------------------------------- the smaller verbs
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "resource"),
+    [
+        ("PyTorchJob", "kubeflow.org/v1", "pytorchjobs.kubeflow.org/v1"),
+        ("ConfigMap", "v1", "configmaps"),
+        ("PriorityClass", "scheduling.k8s.io/v1", "priorityclasses.scheduling.k8s.io/v1"),
+        ("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies.networking.k8s.io/v1"),
+    ],
+)
+def test_a_kind_has_a_resource(kind: str, version: str, resource: str) -> None:
+    assert resource_of({"kind": kind, "apiVersion": version}) == resource
+
+
+def test_a_list_is_read_page_by_page(api: Api, cluster: Cluster) -> None:
+    bare = {"metadata": {"name": "a", "managedFields": [{}]}}
+    head = {"apiVersion": "v1", "kind": "PodList"}
+    api.replies(
+        Reply(200, head | {"items": [bare], "metadata": {"resourceVersion": "7", "continue": "x"}}),
+        Reply(200, head | {"items": [bare], "metadata": {"resourceVersion": "7"}}),
+    )
+    items, version = cluster.list("pods", labels="a in (b,c)", fields="metadata.name=a")
+    assert items == [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}] * 2
+    assert version == "7"
+    query = {"labelSelector": "a in (b,c)", "fieldSelector": "metadata.name=a", "limit": "500"}
+    assert [asked.query for asked in api.asked] == [query, query | {"continue": "x"}]
+
+
+def test_a_list_whose_first_page_grew_too_old_is_read_in_one_piece(
+    api: Api, cluster: Cluster
+) -> None:
+    page = {"apiVersion": "v1", "kind": "PodList", "items": []}
+    api.replies(
+        Reply(200, page | {"metadata": {"resourceVersion": "7", "continue": "x"}}),
+        status(410, "Expired", "The provided continue parameter is too old"),
+        Reply(200, page | {"metadata": {"resourceVersion": "9"}}),
+    )
+    assert cluster.list("pods") == ([], "9")
+    assert "limit" not in api.asked[2].query
+
+
+def test_deleting_takes_what_the_object_owns_and_may_be_repeated(
+    api: Api, cluster: Cluster
+) -> None:
+    api.replies(Reply(200), ABSENT)
+    cluster.delete(JOBS, "demo")
+    cluster.delete(JOBS, "demo")
+    assert [(asked.method, asked.path) for asked in api.asked] == [("DELETE", f"{PATH}/demo")] * 2
+    assert api.asked[0].query == {"propagationPolicy": "Background"}
+
+
+def test_a_configmap_is_owned_with_one_request(api: Api, cluster: Cluster) -> None:
+    cluster.own({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}, stored())
+    (asked,) = api.asked
+    assert (asked.method, asked.path) == ("PATCH", "/api/v1/namespaces/ml/configmaps/c")
+    assert asked.headers["Content-Type"] == "application/strategic-merge-patch+json"
+    owner = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "demo"}
+    assert asked.body == {"metadata": {"ownerReferences": [owner | {"uid": "uid-demo"}]}}
+
+
+def test_a_custom_resource_keeps_its_other_owners(api: Api, cluster: Cluster) -> None:
+    other = {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"}
+    runtime = stored("runtime")
+    runtime["metadata"]["ownerReferences"] = [other]
+    conflict = status(409, "Conflict", "the object has been modified")
+    api.replies(Reply(200, runtime), conflict, Reply(200, runtime), Reply(200))
+    cluster.own(runtime, stored())
+    owners = api.asked[-1].body["metadata"]["ownerReferences"]
+    assert [owner["uid"] for owner in owners] == ["u", "uid-demo"]
+    assert api.asked[-1].body["metadata"]["resourceVersion"] == "1"
+    runtime["metadata"]["ownerReferences"] = owners
+    api.replies(Reply(200, runtime))
+    cluster.own(runtime, stored())
+    assert api.paths("PATCH") == [f"{PATH}/runtime"] * 2  # none for the one that is owned already
+
+
+@pytest.mark.parametrize("answer", [True, False])
+def test_a_permission_is_asked_for(answer: bool, api: Api, cluster: Cluster) -> None:
+    api.replies(Reply(201, {"status": {"allowed": answer}}))
+    assert cluster.allowed("get", "pods", "log") is answer
+    assert cluster.allowed("list", "nodes") is answer
+    assert cluster.allowed("create", JOBS) is answer
+    assert {asked.path for asked in api.asked} == {
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+    }
+    assert [asked.body["spec"]["resourceAttributes"] for asked in api.asked] == [
+        {"namespace": "ml", "verb": "get", "resource": "pods", "subresource": "log"},
+        {"verb": "list", "resource": "nodes"},
+        {"namespace": "ml", "verb": "create", "group": "kubeflow.org", "resource": "pytorchjobs"},
+    ]
+
+
+def test_the_servers_clock_is_told(api: Api, cluster: Cluster, clock: Clock) -> None:
+    assert cluster.server_time() is None
+    cluster.get(JOBS, "demo")
+    told = cluster.server_time()
+    assert told is not None
+    clock.wait(60)
+    assert cluster.server_time() == told + 60
+
+
+# ------------------------------------------------------------------------------------- watches
+
+
+def change(kind: str, name: str, version: int) -> dict[str, Any]:
+    return {"type": kind, "object": stored(name, version)}
+
+
+def bookmark(version: int) -> dict[str, Any]:
+    return {"type": "BOOKMARK", "object": {"metadata": {"resourceVersion": str(version)}}}
+
+
+def listing(version: int, *objects: dict[str, Any]) -> Reply:
+    head = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJobList"}
+    meta = {"resourceVersion": str(version)}
+    return Reply(200, head | {"items": list(objects), "metadata": meta})
+
+
+GONE = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
+
+Told = list[tuple[str, str, str]]
+
+
+def told(cluster: Cluster, count: int, **more: Any) -> Told:
+    """The first so many changes: type, name, version."""
+    events = islice(cluster.watch(JOBS, since="10", **more), count)
+    return [
+        (kind, obj["metadata"]["name"], obj["metadata"]["resourceVersion"]) for kind, obj in events
+    ]
+
+
+def test_a_watch_tells_changes_and_keeps_bookmarks_to_itself(api: Api, cluster: Cluster) -> None:
+    first = Stream(change("ADDED", "a", 11), change("MODIFIED", "a", 12), bookmark(20))
+    api.replies(first, Stream(change("DELETED", "a", 21), HANG))
+    assert told(cluster, 3, labels="x=y") == [
+        ("ADDED", "a", "11"),
+        ("MODIFIED", "a", "12"),
+        ("DELETED", "a", "21"),
+    ]
+    assert [asked.query["resourceVersion"] for asked in api.asked] == ["10", "20"]
+    assert api.asked[0].query == {
+        "watch": "true",
+        "labelSelector": "x=y",
+        "resourceVersion": "10",
+        "allowWatchBookmarks": "true",
+        "timeoutSeconds": "120",
+    }
+
+
+@pytest.mark.parametrize("end", [CUT, '{"type": "ADD', HANG])
+def test_a_watch_goes_on_after_it_broke_ended_or_fell_silent(
+    end: Any, api: Api, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydra_trainer.eks.cluster.MARGIN", 0.1)  # what the silent one is given
+    api.replies(Stream(change("ADDED", "a", 11), end), Stream(change("ADDED", "b", 12), HANG))
+    assert told(cluster, 2, timeout=0.1) == [("ADDED", "a", "11"), ("ADDED", "b", "12")]
+    assert api.asked[-1].query["resourceVersion"] == "11"
+
+
+def test_a_change_that_is_sent_again_is_told_once(api: Api, cluster: Cluster) -> None:
+    again = change("ADDED", "a", 11)
+    api.replies(Stream(again, CUT), Stream(again, change("ADDED", "b", 12), HANG))
+    assert told(cluster, 2) == [("ADDED", "a", "11"), ("ADDED", "b", "12")]
+
+
+@pytest.mark.parametrize("gone", [Stream(GONE), status(410, "Expired", "too old")])
+def test_what_a_watch_has_missed_is_told_from_a_list(gone: Any, api: Api, cluster: Cluster) -> None:
+    """A stayed, B changed, C went, D came, and E went and came back."""
+    new = stored("e", 29)
+    new["metadata"]["uid"] = "another"
+    seen = Stream(change("ADDED", "c", 11), change("ADDED", "b", 12))
+    now = listing(30, stored("a", 3), stored("b", 25), stored("d", 26), new)
+    api.replies(seen, gone, now, Stream(change("MODIFIED", "d", 31), HANG))
+    assert sorted(told(cluster, 8, known=[stored("a", 3), stored("e", 4)])) == sorted(
+        [
+            ("ADDED", "c", "11"),
+            ("ADDED", "b", "12"),
+            ("MODIFIED", "b", "25"),
+            ("DELETED", "c", "11"),
+            ("ADDED", "d", "26"),
+            ("DELETED", "e", "4"),
+            ("ADDED", "e", "29"),
+            ("MODIFIED", "d", "31"),
+        ]
+    )
+    assert api.asked[-1].query["resourceVersion"] == "30"
+
+
+def test_a_watch_that_is_compacted_every_few_changes_misses_and_repeats_nothing(
+    api: Api, cluster: Cluster
+) -> None:
+    """Every connection brings three changes, and the version after them is already forgotten."""
+    versions = iter(range(11, 10**6))
+    current: dict[str, int] = {}
+
+    def answer(asked: Asked) -> Any:
+        names = ("a", "b", "c", "d", "e", "f", "g")
+        if "watch" not in asked.query:
+            for _ in range(2):  # changes that only the list can tell
+                version = next(versions)
+                current[names[version % 7]] = version
+            return listing(version, *(stored(name, v) for name, v in current.items()))
+        changes = []
+        for _ in range(3):
+            version = next(versions)
+            kind = "MODIFIED" if names[version % 7] in current else "ADDED"
+            current[names[version % 7]] = version
+            changes.append(change(kind, names[version % 7], version))
+        return Stream(*changes, GONE)
+
+    api.answer = answer
+    seen = told(cluster, 400)
+    versions_told = [int(version) for _, _, version in seen]
+    assert sorted(versions_told) == list(range(11, 411))
+    assert len({name for kind, name, _ in seen if kind == "ADDED"}) == 7
+    assert sum(kind == "ADDED" for kind, _, _ in seen) == 7
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        Stream(),
+        Reply(503),
+        CUT,
+        Stream({"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "x"}}),
+        Stream("no JSON\n"),
+    ],
+)
+def test_a_watch_that_brings_nothing_is_given_up_within_the_budget(
+    end: Any, api: Api, connect: Connect, clock: Clock
+) -> None:
+    api.replies(end)
+    with pytest.raises(LaunchError, match=r"`watch pytorchjobs in namespace ml` was tried 5 times"):
+        told(connect(tries=5), 1)
+    assert clock.waits == [0.25, 0.5, 1, 2]
+
+
+def test_a_watch_that_may_not_go_on_says_why(api: Api, cluster: Cluster) -> None:
+    denied = {"kind": "Status", "code": 403, "message": 'User "ann" cannot watch resource'}
+    api.replies(Stream({"type": "ERROR", "object": denied}))
+    with pytest.raises(ApiError, match="ann may not watch pytorchjobs"):
+        told(cluster, 1)
+
+
+# ---------------------------------------------------------------------------------------- logs
+
+
+def pod(phase: str = "Running", uid: str = "u", **state: Any) -> dict[str, Any]:
+    """A pod whose container `pytorch` is in a state: running={} or waiting={} or terminated={}."""
+    statuses = [{"name": "pytorch", "state": state}] if state else []
+    return {
+        "metadata": {"name": "p", "uid": uid, "resourceVersion": str(len(str(state)))},
+        "status": {"phase": phase, "containerStatuses": statuses},
+    }
+
+
+RUNNING = pod(running={})
+ENDED = pod("Succeeded", terminated={})
+NO_POD = status(404, "NotFound", 'pods "p" not found', name="p", kind="pods")
+
+
+class Kubelet:
+    """A server with one pod: `pods` are its states as it is asked for, `logs` its answers."""
+
+    def __init__(self, api: Api, logs: list[Any], pods: list[Any], changes: Any = ()) -> None:
+        self.logs, self.pods, self.changes = logs, pods, changes
+        self.asked: list[dict[str, str]] = []
+        api.answer = self.answer
+
+    def answer(self, asked: Asked) -> Any:
+        if asked.path.endswith("/log"):
+            self.asked.append(asked.query)
+            return self.logs.pop(0)
+        if "watch" in asked.query:
+            return Stream(*self.changes, HANG)
+        state = self.pods.pop(0) if len(self.pods) > 1 else self.pods[0]
+        if not asked.path.endswith("/pods"):
+            return state if isinstance(state, Reply) else Reply(200, state)
+        there = [] if isinstance(state, Reply) else [state]
+        head = {"apiVersion": "v1", "kind": "PodList", "metadata": {"resourceVersion": "1"}}
+        return Reply(200, head | {"items": there})
+
+
+def stamped(second: int, *texts: str) -> str:
+    """Log lines that were written in the same nanosecond."""
+    return "".join(f"2026-11-24T12:00:{second:02}.000000007Z {text}\n" for text in texts)
+
+
+def follow(cluster: Cluster, **more: Any) -> list[str]:
+    return list(cluster.logs("p", container="pytorch", follow=True, **more))
+
+
+def test_a_log_is_read(api: Api, cluster: Cluster) -> None:
+    text = stamped(1, "one", "", "zwei: ü\r 3%") + "without a time\nunfinished"
+    kubelet = Kubelet(api, [Stream(text)], [RUNNING])
+    lines = cluster.logs("p", container="pytorch", tail=5, since="2026-11-24T00:00:00Z")
+    assert list(lines) == ["one", "", "zwei: ü\r 3%", "without a time", "unfinished"]
+    assert kubelet.asked == [
+        {
+            "container": "pytorch",
+            "timestamps": "true",
+            "tailLines": "5",
+            "sinceTime": "2026-11-24T00:00:00Z",
+        }
+    ]
+
+
+@pytest.mark.parametrize("drop", [CUT, "2026-11-24T12:00:02.0000"])
+def test_a_log_that_broke_goes_on_without_a_gap_or_a_repeat(
+    drop: str, api: Api, cluster: Cluster
+) -> None:
+    """Several lines have one time stamp, two of them the same text, and one was out of order."""
+    start = stamped(1, "early") + stamped(9, "a", "same", "same") + stamped(8, "late")
+    rest = stamped(9, "same", "b") + stamped(10, "c")
+    resumed = start.partition("\n")[2] + rest
+    parts = [Stream(start, drop), Stream(resumed), Stream(stamped(9, "b") + stamped(10, "c"))]
+    kubelet = Kubelet(api, parts, [RUNNING, RUNNING, ENDED])
+    expected = ["early", "a", "same", "same", "late", "same", "b", "c"]
+    assert follow(cluster) == expected
+    assert [asked.get("sinceTime") for asked in kubelet.asked] == [
+        None,
+        "2026-11-24T12:00:08Z",
+        "2026-11-24T12:00:09Z",
+    ]
+
+
+def test_a_log_that_breaks_at_every_line_is_complete(api: Api, cluster: Cluster) -> None:
+    """The server sends what was written since a second, and breaks after one line more."""
+    lines = [(5 + number // 4, f"line {number}") for number in range(40)]
+    read = 0
+
+    def answer(asked: Asked) -> Any:
+        nonlocal read
+        if not asked.path.endswith("/log"):
+            state = RUNNING if read < len(lines) else ENDED
+            listed = {"kind": "PodList", "apiVersion": "v1", "items": [state]}
+            return Reply(200, listed | state)
+        read = min(read + 1, len(lines))
+        second = int(asked.query.get("sinceTime", "2026-11-24T12:00:00Z")[-3:-1])
+        text = "".join(stamped(s, text) for s, text in lines[:read] if s >= second)
+        return Stream(text, CUT) if asked.query.get("follow") else Stream(text)
+
+    api.answer = answer
+    assert follow(cluster) == [text for _, text in lines]
+
+
+def test_a_pod_that_does_not_run_yet_is_waited_for_with_a_watch(api: Api, cluster: Cluster) -> None:
+    waiting = {"type": "MODIFIED", "object": pod("Pending", waiting={"reason": "Creating"})}
+    changes = [{"type": "ADDED", "object": pod("Pending")}, waiting]
+    changes += [{"type": "MODIFIED", "object": RUNNING}]
+    Kubelet(api, [Stream(stamped(1, "hello")), Stream()], [NO_POD, ENDED], changes)
+    assert follow(cluster) == ["hello"]
+    watched = [asked.query for asked in api.asked if "watch" in asked.query]
+    assert [query["fieldSelector"] for query in watched] == ["metadata.name=p"]
+    assert len(api.paths("GET")) == 5  # list, watch, log, pod, log
+
+
+@pytest.mark.parametrize("state", [NO_POD, pod(uid="another", running={})], ids=["gone", "other"])
+def test_following_ends_when_the_pod_is_gone(state: Any, api: Api, cluster: Cluster) -> None:
+    Kubelet(api, [Stream(stamped(1, "hello"), CUT)], [RUNNING, state])
+    assert follow(cluster) == ["hello"]
+
+
+def test_following_goes_on_when_the_container_is_started_again(api: Api, cluster: Cluster) -> None:
+    crashed = pod(waiting={"reason": "CrashLoopBackOff"})
+    parts = [Stream(stamped(1, "one")), Stream(stamped(5, "two")), Stream()]
+    changes = [{"type": "MODIFIED", "object": RUNNING}]
+    Kubelet(api, parts, [RUNNING, crashed, crashed, ENDED], changes)
+    assert follow(cluster) == ["one", "two"]
+
+
+def test_a_silent_log_is_taken_up_anew_for_as_long_as_the_pod_runs(
+    api: Api, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kubelet may be silent from the start: it answers with the first line."""
+    monkeypatch.setattr("hydra_trainer.eks.cluster.QUIET", 0.1)
+    kubelet = Kubelet(api, [HANG] * 4, [RUNNING])
+    kubelet.logs += [Stream(stamped(1, "one"), HANG), Stream(stamped(1, "one", "two"))]
+    lines = connect(tries=3).logs("p", container="pytorch", follow=True)
+    assert [next(lines), next(lines)] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        'container "pytorch" in pod "p" is waiting to start: ContainerCreating',
+        "pod p does not have a host assigned",
+        'previous terminated container "pytorch" in pod "p" not found',
+    ],
+)
+def test_a_container_without_a_log_has_no_lines(message: str, api: Api, cluster: Cluster) -> None:
+    api.replies(status(400, "BadRequest", message))
+    assert list(cluster.logs("p", container="pytorch", previous=True)) == []
+    assert api.asked[0].query["previous"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (NO_POD, r"There is no pods p \(log\) in namespace ml"),
+        (
+            status(400, "BadRequest", "container x is not valid for pod p, choose one of: [a b]"),
+            r"choose one of: \[a b\]",
+        ),
+    ],
+)
+def test_a_log_of_nothing_is_an_error(reply: Reply, words: str, api: Api, cluster: Cluster) -> None:
+    api.replies(reply)
+    with pytest.raises(ApiError, match=words):
+        list(cluster.logs("p", container="x"))
