@@ -180,7 +180,7 @@ class Cluster:
                     allowWatchBookmarks="true",
                     timeoutSeconds=f"{timeout:.0f}",
                 ),
-                silence=1e3,
+                silence=timeout + MARGIN,
                 stream=True,
             )
 
