@@ -1,0 +1,72 @@
+"""EC2 instance types that people train on, and what each has.
+
+Figures: "Specifications for Amazon EC2 accelerated computing instances" and "Maximize network
+bandwidth on Amazon EC2 instances with multiple network cards" in the EC2 user guide. SageMaker's
+names are the same with `ml.` in front. A type that is not here may be new: it is not refused.
+"""
+
+from typing import NamedTuple
+
+
+class Instance(NamedTuple):
+    """What one machine has: GPUs and their name, EFA interfaces, vCPUs, memory in GiB."""
+
+    gpus: int
+    gpu: str
+    efa: int
+    vcpus: int
+    memory_gib: int
+
+
+INSTANCES: dict[str, Instance] = {
+    "p3.2xlarge": Instance(1, "V100", 0, 8, 61),
+    "p3.8xlarge": Instance(4, "V100", 0, 32, 244),
+    "p3.16xlarge": Instance(8, "V100", 0, 64, 488),
+    "p3dn.24xlarge": Instance(8, "V100", 1, 96, 768),
+    "p4d.24xlarge": Instance(8, "A100", 4, 96, 1152),
+    "p4de.24xlarge": Instance(8, "A100-80GB", 4, 96, 1152),
+    "p5.4xlarge": Instance(1, "H100", 1, 16, 256),
+    "p5.48xlarge": Instance(8, "H100", 32, 192, 2048),
+    "p5e.48xlarge": Instance(8, "H200", 32, 192, 2048),
+    "p5en.48xlarge": Instance(8, "H200", 16, 192, 2048),
+    "p6-b200.48xlarge": Instance(8, "B200", 8, 192, 2048),
+    "p6-b300.48xlarge": Instance(8, "B300", 16, 192, 4096),
+    "g4dn.xlarge": Instance(1, "T4", 0, 4, 16),
+    "g4dn.2xlarge": Instance(1, "T4", 0, 8, 32),
+    "g4dn.4xlarge": Instance(1, "T4", 0, 16, 64),
+    "g4dn.8xlarge": Instance(1, "T4", 1, 32, 128),
+    "g4dn.12xlarge": Instance(4, "T4", 1, 48, 192),
+    "g4dn.16xlarge": Instance(1, "T4", 1, 64, 256),
+    "g5.xlarge": Instance(1, "A10G", 0, 4, 16),
+    "g5.2xlarge": Instance(1, "A10G", 0, 8, 32),
+    "g5.4xlarge": Instance(1, "A10G", 0, 16, 64),
+    "g5.8xlarge": Instance(1, "A10G", 1, 32, 128),
+    "g5.12xlarge": Instance(4, "A10G", 1, 48, 192),
+    "g5.16xlarge": Instance(1, "A10G", 1, 64, 256),
+    "g5.24xlarge": Instance(4, "A10G", 1, 96, 384),
+    "g5.48xlarge": Instance(8, "A10G", 1, 192, 768),
+    "g6.xlarge": Instance(1, "L4", 0, 4, 16),
+    "g6.2xlarge": Instance(1, "L4", 0, 8, 32),
+    "g6.4xlarge": Instance(1, "L4", 0, 16, 64),
+    "g6.8xlarge": Instance(1, "L4", 1, 32, 128),
+    "g6.12xlarge": Instance(4, "L4", 1, 48, 192),
+    "g6.16xlarge": Instance(1, "L4", 1, 64, 256),
+    "g6.24xlarge": Instance(4, "L4", 1, 96, 384),
+    "g6.48xlarge": Instance(8, "L4", 1, 192, 768),
+    "g6e.xlarge": Instance(1, "L40S", 0, 4, 32),
+    "g6e.2xlarge": Instance(1, "L40S", 0, 8, 64),
+    "g6e.4xlarge": Instance(1, "L40S", 0, 16, 128),
+    "g6e.8xlarge": Instance(1, "L40S", 1, 32, 256),
+    "g6e.12xlarge": Instance(4, "L40S", 1, 48, 384),
+    "g6e.16xlarge": Instance(1, "L40S", 1, 64, 512),
+    "g6e.24xlarge": Instance(4, "L40S", 2, 96, 768),
+    "g6e.48xlarge": Instance(8, "L40S", 4, 192, 1536),
+    "m7i.xlarge": Instance(0, "", 0, 4, 16),
+    "m7i.2xlarge": Instance(0, "", 0, 8, 32),
+    "m7i.4xlarge": Instance(0, "", 0, 16, 64),
+    "m7i.8xlarge": Instance(0, "", 0, 32, 128),
+    "c7i.xlarge": Instance(0, "", 0, 4, 8),
+    "c7i.2xlarge": Instance(0, "", 0, 8, 16),
+    "c7i.4xlarge": Instance(0, "", 0, 16, 32),
+    "c7i.8xlarge": Instance(0, "", 0, 32, 64),
+}
