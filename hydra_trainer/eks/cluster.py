@@ -27,6 +27,7 @@ PAGE = 500  # objects a list call, as kubectl asks for
 COMPRESSED = {"Accept-Encoding": "gzip"}
 STRATEGIC = "application/strategic-merge-patch+json"
 MERGE = "application/merge-patch+json"
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 
 METHODS = {
     "get": "GET",
@@ -105,6 +106,25 @@ class Cluster:
             return self._pages(resource, query, PAGE)
         except Expired:  # the first page was too long ago for a later one
             return self._pages(resource, query, None)
+
+    def version(self) -> str:
+        """Return the server's version, such as v1.36.2."""
+        return str(self._connection.ask(_of("/version"))["gitVersion"])
+
+    def served(self, group_version: str) -> frozenset[str]:
+        """Return the resources of an API such as kubeflow.org/v1; none where it is not served."""
+        try:
+            answer = self._connection.ask(_of(f"/apis/{group_version}"))
+        except ApiError as error:
+            if error.code != 404:
+                raise
+            return frozenset()
+        return frozenset(item["name"] for item in answer["resources"])
+
+    def exists(self, resource: str, name: str) -> bool:
+        """Tell whether an object is there, without what it holds: it may be a secret."""
+        request = replace(self._request("get", resource, name), headers={"Accept": METADATA})
+        return self._find(request) is not None
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
         """Create an object and return it as the server has it. Unknown fields are refused.
@@ -348,6 +368,10 @@ class Cluster:
         if given := {key: value for key, value in query.items() if value}:
             path += f"?{urlencode(given)}"
         return Request(Call(verb, resource, namespace, name, subresource), METHODS[verb], path)
+
+
+def _of(path: str) -> Request:
+    return Request(Call("get", path, "", ""), "GET", path)
 
 
 def resource_of(manifest: Object) -> str:

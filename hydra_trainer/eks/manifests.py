@@ -113,7 +113,7 @@ def _without_place(options: Options) -> list[tuple[str, str]]:
     if options.api == "hyperpod":
         return [*found, ("runtime", "trainjob")]
     if options.runtime is not None:
-        keys = ("priority_class", "active_deadline", "pod_overrides", "together", "shm_size")
+        keys = ("priority_class", "pod_overrides", "active_deadline", "together")
         found += [(key, "") for key in keys[: 2 if _patches(options) else None]]
     return found
 

@@ -18,7 +18,7 @@ class Options:
 
     api: str = "pytorchjob"
     """pytorchjob (kubeflow.org/v1), trainjob (trainer.kubeflow.org/v1alpha1) or hyperpod."""
-    trainer_version: str = "2.3"
+    trainer_version: str | float = "2.3"
     """Version of Kubeflow Trainer, for api=trainjob: its fields differ before 2.2."""
     runtime: str | None = None
     """A ClusterTrainingRuntime to build on, for api=trainjob; None: one of our own per job."""
