@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, gpu, starts, steps
+from . import checkpoints, clusters, gpu, starts, steps
 from .table import Row, show
 
 ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -16,6 +16,7 @@ ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
     "checkpoint": checkpoints.rows,
     "restart": starts.restart,
     "memory": starts.memory,
+    "dry_run": clusters.dry_run,
     "gpu": gpu.rows,
 }
 

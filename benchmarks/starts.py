@@ -29,8 +29,8 @@ def command(quick: bool) -> Iterator[Row]:
         env = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         for _ in range(2 if quick else 12):
-            imported.append(_cpu([sys.executable, "-c", "import hydra"], env))
-            shown.append(_cpu([*TRAIN, "--cfg", "job"], env))
+            imported.append(cpu([sys.executable, "-c", "import hydra"], env))
+            shown.append(cpu([*TRAIN, "--cfg", "job"], env))
     light = subprocess.run([sys.executable, "-c", HEAVY, "--cfg", "job"], capture_output=True)
     name = "CPU time, --cfg job / import hydra"
     yield compared(name, shown[1:], imported[1:], "s CPU", 2)
@@ -38,7 +38,8 @@ def command(quick: bool) -> Iterator[Row]:
     yield Row("... torch is not imported", "no" if light.returncode else "yes", "", note=note)
 
 
-def _cpu(words: list[str], env: dict[str, str]) -> float:
+def cpu(words: list[str], env: dict[str, str]) -> float:
+    """Return the seconds of CPU that a command takes, with its children."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(words, check=True, capture_output=True, env=env)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
