@@ -232,9 +232,11 @@ class EksLauncher(Options):
         from hydra_trainer.eks.follow import Follower
 
         cluster = self._cluster()
-        resource = self._resource_of(cluster, handle)
+        found = _search(cluster, handle)
+        if found is None:
+            raise _gone(handle)
         try:
-            return Follower(cluster, resource, _parts(handle)[2]).run()
+            return Follower(cluster, found[0], _parts(handle)[2]).run()
         except KeyboardInterrupt:
             launcher.say(
                 f"let go of {handle}, which goes on. To see it again: hydra-trainer logs -f"
@@ -250,20 +252,22 @@ class EksLauncher(Options):
         from hydra_trainer.eks import follow
 
         cluster = self._cluster()
-        resource = self._resource_of(cluster, handles[0])
         names = {_parts(handle)[2]: handle for handle in handles}
+        found = _search(cluster, handles[0])
+        if found is None:
+            return {handle: follow.wait_gone(cluster, name) for name, handle in names.items()}
+        resource, _ = found
         ended = follow.wait_all(cluster, resource, set(names))
         return {names[name]: status for name, status in ended.items()}
 
     def cancel(self, handle: JobHandle) -> None:
         """Delete a job: its pods get SIGTERM and the grace period to save."""
-        cluster = self._cluster()
-        resource = self._resource_of(cluster, handle)
-        seen = _see(cluster, handle)
         from hydra_trainer.eks import state
 
-        if not state.status(seen).state.ended:
-            cluster.delete(resource, _parts(handle)[2])
+        cluster = self._cluster()
+        found = _search(cluster, handle)
+        if found is not None and not state.status(_see(cluster, handle)).state.ended:
+            cluster.delete(found[0], _parts(handle)[2])
 
     def list(self) -> list[tuple[JobHandle, JobStatus]]:
         """Return the jobs in the namespace that this package sent."""
@@ -281,9 +285,6 @@ class EksLauncher(Options):
                 found.append((handle, state.status(seen)))
         return found
 
-    def _resource_of(self, cluster: "Cluster", handle: JobHandle) -> str:
-        return _find(cluster, handle)[0]
-
 
 # ------------------------------------------------------------------------------------ what is there
 
@@ -299,19 +300,19 @@ def _parts(handle: JobHandle) -> tuple[str, str, str]:
     return context, namespace, name[0] if name else ""
 
 
-def _find(cluster: "Cluster", handle: JobHandle) -> tuple[str, dict[str, Any]]:
-    """Return a job and its resource.
-
-    Raises:
-        LaunchError: there is none of that name.
-    """
+def _search(cluster: "Cluster", handle: JobHandle) -> tuple[str, dict[str, Any]] | None:
+    """Return a job and its resource, or None where there is none of that name."""
     name = _parts(handle)[2]
     for resource in RESOURCES.values():
         with _api_may_be_absent():
             if (found := cluster.get(resource, name)) is not None:
                 return resource, found
-    raise LaunchError(
-        f"There is no job {handle}. It may have been deleted, or its time to live is over "
+    return None
+
+
+def _gone(handle: JobHandle) -> LaunchError:
+    return LaunchError(
+        f"There is no job {handle}. It was cancelled or deleted, or its time to live is over "
         "(launcher.ttl); a run directory on shared storage still has its result.json."
     )
 
@@ -338,9 +339,13 @@ def _see(cluster: "Cluster", handle: JobHandle) -> "Seen":
     from hydra_trainer.eks.follow import workload
     from hydra_trainer.eks.seen import Seen
 
-    _, job = _find(cluster, handle)
-    pods, _ = cluster.list("pods", labels=f"hydra-trainer.dev/job={_name(job)}")
-    return Seen(job, pods, cluster.list("events")[0], workload(cluster, job))
+    pods, _ = cluster.list("pods", labels=f"hydra-trainer.dev/job={_parts(handle)[2]}")
+    found = _search(cluster, handle)
+    if found is None and not pods:
+        raise _gone(handle)
+    job = found[1] if found else None
+    waits = workload(cluster, job) if job else None
+    return Seen(job, pods, cluster.list("events")[0], waits)
 
 
 def _seen_of(job: dict[str, Any], pods: list[dict[str, Any]]) -> "Seen":

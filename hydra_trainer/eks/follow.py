@@ -171,6 +171,23 @@ def wait_all(cluster: Cluster, resource: str, names: set[str]) -> dict[str, JobS
     return {name: _status(jobs.get(name), pods.get(name, [])) for name in sorted(names)}
 
 
+def wait_gone(cluster: Cluster, name: str) -> JobStatus:
+    """Return how a job ended that was deleted, once its last pod has saved and gone."""
+    labels = f"{JOB_LABEL}={name}"
+    found, version = cluster.list("pods", labels=labels)
+    pods = {pod["metadata"]["name"]: pod for pod in found}
+    left = set(pods)
+    if left:
+        for kind, pod in cluster.watch("pods", labels=labels, since=version, known=found):
+            if kind == "DELETED":
+                left.discard(pod["metadata"]["name"])
+            else:
+                pods[pod["metadata"]["name"]] = pod
+            if not left:
+                break
+    return _status(None, [*pods.values()])
+
+
 def _ended(job: Object) -> bool:
     return _status(job, []).state.ended
 
