@@ -100,7 +100,7 @@ def run(cfg: Any) -> float | None:
         gc.enable()
         handle, status = launcher.run(place, job)
     except Stopped as error:
-        report.stopped(Path(job.output))
+        report.stopped(Path(job.output), error.unsaved)
         sys.exit(error.exit_code)
     finally:
         with contextlib.suppress(OSError):
@@ -114,7 +114,7 @@ def run(cfg: Any) -> float | None:
         value = (result.get("objective") or {}).get("value")
         return None if value is None else float(value)
     if status.state is JobState.CANCELLED:
-        report.stopped(Path(job.output))
+        report.stopped(Path(job.output), result.get("unsaved"))
         sys.exit(status.exit_code or 143)
     raise JobFailed(report.failed(result), status.exit_code or USER_ERROR)
 

@@ -450,7 +450,6 @@ def main(words: list[str] | None = None) -> int:
     except (OSError, ValueError, ImportError, subprocess.CalledProcessError) as error:
         message = f"the code could not be unpacked or installed: {error}"
         text = {"type": type(error).__name__, "message": message, "traceback": ""}
-        print(f"error: {message}", file=sys.stderr, flush=True)
         _report(options.report, {"status": "failed", "exit_code": 2, "error": text})
         return 2
     _keep_config(options.config, run_dir)
@@ -467,8 +466,26 @@ def _keep_config(config: Path, run_dir: Path) -> None:
 
 
 def _report(path: Path | None, result: dict[str, Any]) -> None:
-    if path is not None:
-        path.write_text(compact(result))
+    """Hand the result to the platform, and tell the log why the job ended early.
+
+    Without a report, whoever started us reads result.json and tells it.
+    """
+    if path is None:
+        return
+    path.write_text(compact(result))
+    if result["status"] == "failed":
+        print(cause(result), file=sys.stderr, flush=True)
+    elif unsaved := result.get("unsaved"):
+        print(f"stopped, but the last save failed: {unsaved}", file=sys.stderr, flush=True)
+
+
+def cause(result: dict[str, Any]) -> str:
+    """Return what to print of a job that failed: the traceback, if any, which rank, and why."""
+    error = result.get("error") or {}
+    trace = str(error.get("traceback") or "").rstrip()
+    who = f"rank {result['rank']} failed: " if "rank" in result else ""
+    lines = [trace] if trace else []
+    return "\n".join([*lines, f"error: {who}{error.get('message') or 'no message'}"])
 
 
 def _supervise(options: argparse.Namespace, run_dir: Path) -> int:

@@ -12,7 +12,6 @@ Lightning's own loop counters, so that the stock Trainer continues with the next
     epoch end    everything of an epoch is done, its validation included
 """
 
-import logging
 import math
 import random
 import time
@@ -34,8 +33,6 @@ from .progress import Progress
 
 if TYPE_CHECKING:
     from .data import BatchSampler
-
-log = logging.getLogger(__name__)
 
 KEY = "hydra_trainer"
 """Our section of a checkpoint."""
@@ -315,11 +312,11 @@ class Core(Callback):
         last = finished_epochs(trainer)
         ends = last >= (trainer.max_epochs or 0) > 0 or trainer.should_stop
         ends = ends or 0 < trainer.max_steps <= trainer.global_step
-        if self.store and (ends or last % self.checkpoint_conf["every_n_epochs"] == 0):
-            self._position = "epoch end"
+        self._position = "epoch end"
+        if ends or last % self.checkpoint_conf["every_n_epochs"] == 0:
             self._save(trainer)
         if not ends:
-            self._stop_if_agreed(trainer, save=False)
+            self._stop_if_agreed(trainer, save=True)
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self._stop_if_agreed(trainer, save=False)
@@ -329,7 +326,7 @@ class Core(Callback):
     def _stop_if_agreed(self, trainer: Trainer, save: bool) -> None:
         signum = self._agreement.check()
         if signum:
-            if save and self.store is not None:
+            if save:
                 self._save(trainer)
             self._stop(signum)
 
@@ -337,9 +334,7 @@ class Core(Callback):
         self._agreement.settle()
         self.writer.finish()
         self.writer.check()
-        if self.writer.error is not None:
-            log.error("This stop is not saved: the run will go on from the checkpoint before it.")
-        raise Stopped(signum)
+        raise Stopped(signum, str(self.writer.error) if self.writer.error else None)
 
     def _finite_loss(self, step: int) -> None:
         if self._loss_sum is not None and not math.isfinite(self._loss_sum.item()):

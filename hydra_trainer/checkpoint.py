@@ -287,6 +287,31 @@ class _Hashing(io.RawIOBase):
     def flush(self) -> None:
         self._file.flush()
 
+    def tell(self) -> int:
+        return self.size
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a manifest says of the file: its size in bytes and its digest."""
+        return {"size": self.size, "blake2b": self.digest.hexdigest()}
+
+
+@contextlib.contextmanager
+def digesting(file: BinaryIO) -> Iterator[_Hashing]:
+    """Digest what is written to a file, and raise the error that there really was.
+
+    torch's writer runs on after a write that failed, and raises what that led to.
+    """
+    hashing = _Hashing(file)
+    try:
+        yield hashing
+    except Exception:
+        if hashing.error is not None:
+            raise hashing.error from None
+        raise
+
 
 def digest_of(path: Path) -> str:
     """Return the BLAKE2b digest of a file, 16 bytes as 32 hex characters."""
@@ -317,8 +342,7 @@ def write_atomically(path: Path, write: Callable[[_Hashing], object]) -> dict[st
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb", buffering=0) as raw:
-            hashing = _Hashing(raw)
+        with temporary.open("wb", buffering=0) as raw, digesting(raw) as hashing:
             write(hashing)
             os.fsync(raw.fileno())
         temporary.replace(path)
@@ -327,7 +351,7 @@ def write_atomically(path: Path, write: Callable[[_Hashing], object]) -> dict[st
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
-    return {"size": hashing.size, "blake2b": hashing.digest.hexdigest()}
+    return hashing.facts()
 
 
 class _Staging:
@@ -381,7 +405,7 @@ def _snapshot(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
     except Exception as error:
-        raise _cannot_be_saved(error) from error
+        raise cannot_be_saved(error) from error
 
 
 class Writer:
@@ -401,18 +425,25 @@ class Writer:
 
     def save(self, state: dict[str, Any], work: Callable[[dict[str, Any]], None]) -> None:
         """Run `work(copy of state)`: in the background, after the save before it has ended."""
+        if not self.asynchronous:
+            self.save_now(lambda: work(state))
+            return
         self.finish()
         self.check()
-        if not self.asynchronous:
-            self._run(work, state)
-            self.check()
-            return
         staged = self._staging.copy(state)
         if torch.cuda.is_available():
             torch.cuda.current_stream().synchronize()
         # Not a daemon: a process that ends in peace ends its save first.
-        self._thread = threading.Thread(target=self._run, args=(work, staged), name="checkpoint")
+        job = (lambda: work(staged),)
+        self._thread = threading.Thread(target=self._run, args=job, name="checkpoint")
         self._thread.start()
+
+    def save_now(self, work: Callable[[], None]) -> None:
+        """Run `work()` in the foreground, after the save before it has ended."""
+        self.finish()
+        self.check()
+        self._run(work)
+        self.check()
 
     def finish(self) -> None:
         """Return when nothing is being written."""
@@ -425,9 +456,9 @@ class Writer:
         if self._fault is not None:
             raise self._fault
 
-    def _run(self, work: Callable[[dict[str, Any]], None], state: dict[str, Any]) -> None:
+    def _run(self, work: Callable[[], None]) -> None:
         try:
-            work(state)
+            work()
         except OSError as error:
             # The same again and again is for the log file.
             repeated = self.error is not None and self.error.errno == error.errno
@@ -466,8 +497,7 @@ class CommittedCheckpointIO(CheckpointIO):
         def work(state: dict[str, Any]) -> None:
             try:
                 self._store.clean(folder)
-                written = write_atomically(folder / STATE, lambda file: _dump(state, file))
-                refuse_unsafe(folder / STATE)
+                written = write_state(state, folder / STATE)
                 self._store.commit(folder, meta, {STATE: written})
             except BaseException:
                 self._store.remove(folder)  # its room may be what the next one needs
@@ -488,20 +518,26 @@ class CommittedCheckpointIO(CheckpointIO):
         self._writer.finish()
 
 
-def _dump(state: dict[str, Any], file: _Hashing) -> None:
-    """Write a state with torch.save, and raise the error that there really was.
+def write_state(state: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Write a state that can be loaded again as tensors and plain values. Returns size and digest.
 
-    torch's writer runs on after a write that failed, and raises what that led to.
+    Raises:
+        CheckpointError: it holds something else.
+        OSError: the disk refused it.
     """
+    written = write_atomically(path, lambda file: _dump(state, file))
+    refuse_unsafe(path)
+    return written
+
+
+def _dump(state: dict[str, Any], file: _Hashing) -> None:
     try:
         torch.save(state, file)  # type: ignore[arg-type]  # it needs write and flush only
     except Exception as error:
-        if file.error is not None:
-            raise file.error from None
-        raise _cannot_be_saved(error) from error
+        raise cannot_be_saved(error) from error
 
 
-def _cannot_be_saved(error: Exception) -> CheckpointError:
+def cannot_be_saved(error: BaseException) -> CheckpointError:
     return CheckpointError(f"The checkpoint holds something that cannot be saved: {error}. {PLAIN}")
 
 

@@ -9,6 +9,7 @@ and are checked against its signature, read from its source. The rest is typed b
 import hashlib
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -485,6 +486,9 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+NOT_IN_A_PATH = re.compile(r"[^A-Za-z0-9._-]+")
+
+
 def identity(plain: dict[str, Any], code: str) -> str:
     """Return the digest of the resolved configuration and the code: no clock, no randomness."""
     return digest({"config": without(plain, NOT_IDENTITY), "code": code})
@@ -501,9 +505,12 @@ def targets(node: Any) -> list[str]:
 
 
 def job_name(plain: dict[str, Any], identity: str) -> str:
-    """Return `model-data-1a2b3c4d`, or `NAME-1a2b3c4d` where the config has a name."""
+    """Return `model-data-1a2b3c4d`, or `NAME-1a2b3c4d` where the config has a name.
+
+    It is the name of a folder here and on other machines: what is special in a path becomes a dash.
+    """
     prefix = plain["name"] or "-".join(_short(plain[key]) for key in ("model", "data"))
-    return f"{prefix}-{identity[:8]}"
+    return f"{NOT_IN_A_PATH.sub('-', prefix).strip('-.')[:100] or 'run'}-{identity[:8]}"
 
 
 def _short(node: Any) -> str:

@@ -13,14 +13,16 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Stopped(BaseException):
-    """Training was asked to stop, and has saved. Not an Exception: nobody's `except` keeps it.
+    """Training was asked to stop, and has. Not an Exception: nobody's `except` keeps it.
 
-    `exit_code` is 143 after SIGTERM, 130 after Ctrl-C.
+    `exit_code` is 143 after SIGTERM, 130 after Ctrl-C. `unsaved` says why the last save failed;
+    None: it did not.
     """
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, unsaved: str | None = None) -> None:
         super().__init__(signal.Signals(signum).name)
         self.exit_code = 128 + signum
+        self.unsaved = unsaved
 
 
 class StopFlag:

@@ -1,5 +1,6 @@
 """What a user reads at the end. Every command in it can be pasted."""
 
+import re
 import shlex
 import shutil
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from . import bootstrap
 from .job import USER_ERROR, JobSpec
 
 
@@ -94,27 +96,28 @@ def _print_table(rows: Sequence[list[str]]) -> None:
         print(f"  {'  '.join(cells)}".rstrip())
 
 
-def stopped(directory: Path) -> None:
-    """Print how to go on after a stop."""
-    if _saved(directory):
-        print(f"stopped, and saved in {shown(directory)}. The same command goes on from here.")
+def stopped(directory: Path, unsaved: str | None) -> None:
+    """Print how to go on after a stop; `unsaved` says why its save failed, None: it did not."""
+    step, place = _saved_step(directory), shown(directory)
+    if unsaved is not None:
+        goes_on = "starts anew" if step is None else f"goes on from step {step}"
+        print(f"stopped, but the last save failed: {unsaved}; the same command {goes_on}.")
+    elif step is not None:
+        print(f"stopped, and saved in {place}. The same command goes on from here.")
     else:
-        print(f"stopped, with nothing saved in {shown(directory)}. The same command starts anew.")
+        print(f"stopped, with nothing saved in {place}. The same command starts anew.")
 
 
 def failed(result: dict[str, Any]) -> str:
     """Return what to print of a job that failed elsewhere: which rank, and why."""
-    error = result.get("error") or {}
-    trace = str(error.get("traceback") or "").rstrip()
-    head = f"error: rank {result.get('rank', '?')} failed: {error.get('message') or 'no message'}"
-    return "\n".join([*([trace] if trace else []), head])
+    return bootstrap.cause(result)
 
 
 def go_on(directory: Path, words: Sequence[str], exit_code: int) -> None:
     """Print where the log of a failed run is, and how to go on with it."""
     if (directory / "logs").exists():
         print(f"log: {shown(directory / 'logs')}", file=sys.stderr)
-    if not _saved(directory):
+    if _saved_step(directory) is None:
         return
     line = "The same command goes on from its last checkpoint."
     if exit_code == USER_ERROR:  # the directory's name depends on the code, which will have changed
@@ -123,5 +126,8 @@ def go_on(directory: Path, words: Sequence[str], exit_code: int) -> None:
     print(line, file=sys.stderr)
 
 
-def _saved(directory: Path) -> bool:
-    return any((directory / "checkpoints").glob("step=*/manifest.json"))
+def _saved_step(directory: Path) -> int | None:
+    """Return the step of the newest checkpoint in a run directory; None where there is none."""
+    found = (directory / "checkpoints").glob("step=*/manifest.json")
+    steps = (re.match(r"step=(\d+)", path.parent.name) for path in found)
+    return max((int(step[1]) for step in steps if step), default=None)

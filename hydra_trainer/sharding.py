@@ -5,6 +5,8 @@ the model are sharded one by one, so that only one layer's parameters are whole 
 on CPUs with gloo as well as on GPUs.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +15,16 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import load as load_shards
+from torch.distributed.checkpoint import save as save_shards
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from . import distributed
-from .checkpoint import SHARDS, digest_of, sync_folder
+from .checkpoint import SHARDS, cannot_be_saved, digesting, sync_folder, write_state
+from .errors import CheckpointError
 
 if TYPE_CHECKING:
     from .callbacks import Core
@@ -42,10 +49,31 @@ def shard(model: LightningModule) -> None:
         register_fsdp_forward_method(model, step)
 
 
+class _Disk(FileSystem):
+    """The file system that torch's writer of shards writes to.
+
+    It knows size and digest of each file without reading it again, and a write that was refused
+    raises what the disk said.
+    """
+
+    def __init__(self) -> None:
+        self.written: dict[str, dict[str, Any]] = {}
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with Path(path).open(mode, buffering=0) as raw, digesting(raw) as stream:  # type: ignore[arg-type]
+            yield stream
+        self.written[Path(path).name] = stream.facts()
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        super().rename(path, new_path)
+        self.written[Path(new_path).name] = self.written.pop(Path(path).name)
+
+
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 with checkpoints that are committed as all others are.
 
-    Every rank writes its own shards and digests them; rank 0 writes the manifest.
+    Every rank writes and digests its own shards; rank 0 writes the manifest.
     """
 
     def __init__(self, core: "Core") -> None:
@@ -61,40 +89,90 @@ class ShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
     ) -> None:
-        """Save all shards, then commit. Synchronous."""
-        store = self._core.store
+        """Save all shards, then commit, in the foreground. What fails, fails on every rank."""
+        folder, meta = Path(filepath).parent, dict(storage_options or {})
+        self._core.writer.save_now(lambda: self._save(checkpoint, folder, meta))
+
+    def _save(self, checkpoint: dict[str, Any], folder: Path, meta: dict[str, Any]) -> None:
+        store, first = self._core.store, self.global_rank == 0
         assert store is not None
-        folder = Path(filepath).parent
-        if self.global_rank == 0:
-            store.clean(folder)
-        dist.barrier()
-        super().save_checkpoint(checkpoint, folder / SHARDS)
-        dist.barrier()
-        files: list[Any] = [None] * self.world_size
-        dist.all_gather_object(files, self._digests(folder))
-        if self.global_rank == 0:
-            sync_folder(folder / SHARDS)
-            merged = {name: facts for found in files for name, facts in found.items()}
-            store.commit(folder, dict(storage_options or {}), merged)
+        try:
+            self._on_all_ranks(lambda: store.clean(folder) if first else None)
+            found = self._on_all_ranks(lambda: self._write(checkpoint, folder / SHARDS))
+            if first:
+                sync_folder(folder / SHARDS)
+                files = {
+                    f"{SHARDS}/{name}": facts for part in found for name, facts in part.items()
+                }
+                store.commit(folder, meta, files)
+        except BaseException:
+            if first:
+                store.remove(folder)  # its room may be what the next one needs
+            raise
+        if first:
             self._core.prune()
 
-    def _digests(self, folder: Path) -> dict[str, dict[str, Any]]:
-        """Return size and digest of the files that this rank wrote."""
-        names = [f"__{self.global_rank}_*"]
+    def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
+        """Do a part of a save on every rank; return what each returned, or raise on all alike."""
+        outcome: Any
+        try:
+            outcome = work()
+        except (OSError, CheckpointError) as error:
+            outcome = error
+        outcomes: list[Any] = [None] * self.world_size
+        dist.all_gather_object(outcomes, outcome)
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                raise outcome
+        return outcomes
+
+    def _write(self, checkpoint: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+        """Write this rank's part as Lightning reads it; return size and digest of its files.
+
+        Rank 0 writes as well what is not sharded.
+        """
+        sharded = {"state_dict": checkpoint.pop("state_dict")}
+        for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
+            sharded[f"optimizer_{number}"] = state
+        writer = FileSystemWriter(folder)
+        writer.fs = disk = _Disk()
+        try:
+            save_shards(sharded, storage_writer=writer)
+        except CheckpointException as error:  # on all ranks, with what each of them met
+            causes = [cause for _, (cause, _) in sorted(error.failures.items())]
+            refused = [cause for cause in causes if isinstance(cause, OSError)]
+            raise refused[0] if refused else cannot_be_saved(causes[0]) from error
         if self.global_rank == 0:
-            names += [".metadata", METADATA]
-        return {
-            f"{SHARDS}/{path.name}": {"size": path.stat().st_size, "blake2b": digest_of(path)}
-            for name in names
-            for path in (folder / SHARDS).glob(name)
-        }
+            disk.written[METADATA] = write_state(checkpoint, folder / METADATA)
+        return disk.written
+
+    def load_checkpoint(
+        self, checkpoint_path: Any, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        with _plain_errors(Path(checkpoint_path)):
+            return super().load_checkpoint(checkpoint_path, weights_only)
 
 
-def load_weights(model: LightningModule, path: Path) -> None:
-    """Load the weights of a sharded checkpoint into a model that is sharded the same or not."""
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load the weights of a sharded checkpoint into a model that is sharded the same or not.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
     state = {"state_dict": model.state_dict()}
-    load_shards(state, checkpoint_id=str(path))
+    with _plain_errors(path):
+        load_shards(state, checkpoint_id=str(path))
     model.load_state_dict(state["state_dict"])
+
+
+@contextmanager
+def _plain_errors(path: Path) -> Iterator[None]:
+    """Turn what torch raises when loading, which is no Exception, into a CheckpointError."""
+    try:
+        yield
+    except CheckpointException as error:
+        cause, _ = next(iter(error.failures.values()))
+        raise CheckpointError(f"{path} cannot be loaded: {cause}.") from error
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

@@ -132,19 +132,23 @@ def _explain(error: BaseException) -> HydraTrainerError | None:
 def _write_down(outcome: dict[str, Any], directory: Path, first: bool) -> None:
     if first or outcome["status"] != "stopped":
         if first:
-            bootstrap.write_json(directory / "result.json", outcome)
+            # A disk that is full must not hide why the run ended.
+            with contextlib.suppress(OSError):
+                bootstrap.write_json(directory / "result.json", outcome)
         bootstrap.leave_note(outcome)
 
 
 def failure(config: dict[str, Any], error: BaseException) -> dict[str, Any]:
     """Return the result of a run that ended with `error`."""
     stopped = isinstance(error, Stopped)
+    unsaved = {"unsaved": error.unsaved} if isinstance(error, Stopped) and error.unsaved else {}
     # What is raised on purpose says all in its message; the log file has the rest.
     told = stopped or isinstance(error, HydraTrainerError)
     text = "" if told else "".join(traceback.format_exception(error))
     return {
         "status": "stopped" if stopped else "failed",
         "exit_code": exit_code(error),
+        **unsaved,
         "name": config.get("run", {}).get("name"),
         "identity": config.get("run", {}).get("identity"),
         "rank": _rank(),
@@ -276,15 +280,22 @@ def _guarded(path: Path) -> int:
     except (Stopped, KeyboardInterrupt, Exception) as error:
         if not config:
             bootstrap.leave_note(failure(config, error))
-        if isinstance(error, HydraTrainerError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        elif lost_peer(error):
-            reason = str(error).strip().split("\n")[0]
-            print(f"rank {_rank()} lost another rank: {reason}", file=sys.stderr, flush=True)
-        elif not isinstance(error, Stopped):
-            traceback.print_exc()
+        _tell(error)
         return exit_code(error)
     return DONE
+
+
+def _tell(error: BaseException) -> None:
+    """Print why this rank ended, unless its bootstrap, or who started that, tells it for all."""
+    if lost_peer(error):
+        reason = str(error).strip().split("\n")[0]
+        print(f"rank {_rank()} lost another rank: {reason}", file=sys.stderr, flush=True)
+    elif bootstrap.supervised() or isinstance(error, Stopped):
+        return
+    elif isinstance(error, HydraTrainerError):
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    else:
+        traceback.print_exception(error)
 
 
 if __name__ == "__main__":

@@ -425,14 +425,15 @@ def _resource(item: dict[str, Any]) -> str:
 
 def _checked(spec: dict[str, Any]) -> tuple[list[str], list[str]]:
     """Return what is wrong with rendered manifests, and what may be."""
-    from hydra_trainer.eks.rules import rule_problems
+    from hydra_trainer.eks.keys import with_key
+    from hydra_trainer.eks.rules import rule_problems, webhook_problems
     from hydra_trainer.eks.schema import schema_problems
 
     problems: list[str] = []
     warnings: list[str] = []
     for item in spec["items"]:
-        for found in (*schema_problems(item), *rule_problems(item)):
-            text = f"{item['kind']} {found.path}: {found.message}"
+        for found in (*schema_problems(item), *webhook_problems(item), *rule_problems(item)):
+            text = f"{item['kind']} {found.path}: {with_key(found.path, found.message)}"
             (warnings if found.severity == "warning" else problems).append(text)
     return problems, warnings
 

@@ -139,3 +139,17 @@ def hit(tmp_path: Path) -> Callable[..., dict[str, str]]:
         return {"DRILL": f"{event}:{place}:{step}:{who}", "DRILL_DONE": str(done)}
 
     return make
+
+
+TWO = "resources.processes_per_node=2"
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """Two ranks that nothing happened to. Its tests are in the group "ranks": it runs once."""
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "seen").mkdir()
+    job = Job(folder / "run", [*SHORT, TWO])
+    code, printed = job.run(DRILL_SEEN=str(folder / "seen"))
+    assert code == 0, printed
+    return job

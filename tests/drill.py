@@ -57,6 +57,11 @@ class Drill(MLP):
         if event == "hang":
             print("hanging", flush=True)
             time.sleep(3600)
+        if event == "wait":
+            print("waiting", flush=True)
+            while not Path(f"{os.environ['DRILL_DONE']}-go").exists():
+                time.sleep(0.02)
+            return False
         if event == "breakpoint":
             breakpoint()
             return False

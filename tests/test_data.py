@@ -1,5 +1,6 @@
 """The sampler's properties, the rebuilt loader, and what is said when loader workers die."""
 
+import gc
 import os
 import pickle
 import random
@@ -8,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
     default_collate,
 )
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from hydra_trainer.data import (
     BatchSampler,
@@ -655,8 +658,16 @@ def test_a_full_dev_shm_raises_where_torch_would_wait_forever() -> None:
         worker_init_fn=no_room_in_shared_memory,
         timeout=20,
     )
-    with pytest.raises(RuntimeError, match="unable to resize file") as caught:
-        list(rebuilt(loader))
+    batches: Any = iter(rebuilt(loader))
+    (worker,) = batches._workers
+    try:
+        with pytest.raises(RuntimeError, match="unable to resize file") as caught:
+            list(batches)
+    finally:
+        batches._shutdown_workers()
+        worker.join()  # it tries every batch that was asked for ahead
+        for file in Path("/dev/shm").glob(f"torch_{worker.pid}_*"):
+            file.unlink()  # torch leaves those that it could not enlarge
     assert "/dev/shm is full" in str(explain_loader_failure(caught.value))
 
 
@@ -704,7 +715,12 @@ def test_no_room_for_a_queues_semaphore_is_a_full_dev_shm(monkeypatch: pytest.Mo
     def no_room(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("_multiprocessing.SemLock", no_room)
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", no_room)
+    # The half-made iterator lacks what its __del__ reads: torch would complain in whatever test
+    # the garbage collector finds it.
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_shutdown", True, raising=False)
     with pytest.raises(OSError, match="No space left") as caught:
         iter(rebuilt(DataLoader(Pure(), batch_size=8, num_workers=1)))
     assert "shm_size" in str(explain_loader_failure(caught.value))
+    del caught
+    gc.collect()

@@ -5,10 +5,14 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from torch.autograd import DeviceType
+
+from hydra_trainer.profiling import most_expensive
 
 from .conftest import SHORT, Job
 
@@ -68,12 +72,38 @@ def test_profile(job: Callable[..., Job]) -> None:
     drill = job("debug=profile")
     code, printed = drill.run()
     assert code == 0, printed
-    table = printed[printed.index("Self CPU %") :]
-    assert len(re.findall(r"^ .*\d%", table, re.MULTILINE)) == 10
+    table = printed[printed.index("operation\n") : printed.index("trace: ")].splitlines()[1:]
+    assert len(table) == 10
+    assert all(re.fullmatch(r" *[\d.]+ ms +[\d.]+% +\d+  \S.*", line) for line in table), table
+    assert "ProfilerStep" not in printed
     trace = json.loads((drill.directory / "trace-0.json").read_text())
     steps = [event for event in trace["traceEvents"] if "ProfilerStep" in event.get("name", "")]
     assert len({event["name"] for event in steps}) == 10
     assert "https://ui.perfetto.dev" in printed
+
+
+def test_the_ten_most_expensive_operations() -> None:
+    """Those of the GPU where there is one; with their names in full, however long."""
+
+    def event(key: str, cpu: float, gpu: float, **other: Any) -> Any:
+        facts = {"count": 3, "is_user_annotation": False, "device_type": DeviceType.CPU}
+        times = {"self_cpu_time_total": cpu, "self_device_time_total": gpu}
+        return SimpleNamespace(key=key, **facts | times | other)
+
+    backward = "autograd::engine::evaluate_function: AddmmBackward0"
+    averages = [event(f"aten::op{i}", cpu=i, gpu=100 - i) for i in range(20)]
+    averages += [
+        event(backward, cpu=9e6, gpu=0),
+        event("ProfilerStep*", cpu=1e9, gpu=1e9, is_user_annotation=True),
+        event("void kernel<4>(int)", cpu=0, gpu=1e9, device_type=DeviceType.CUDA),
+    ]
+    cpu, gpu = (most_expensive(averages, on).splitlines()[1:] for on in (False, True))
+    assert cpu[0] == f"  9000.000 ms  100.0%        3  {backward}"
+    assert [line.split()[-1] for line in cpu[1:]] == [f"aten::op{19 - i}" for i in range(9)]
+    assert [line.split()[-1] for line in gpu] == [f"aten::op{i}" for i in range(10)]
+    assert most_expensive([event("aten::op", cpu=1, gpu=0)], True).endswith(
+        "0.0%        3  aten::op"
+    )
 
 
 class Client:

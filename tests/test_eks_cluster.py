@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
@@ -20,6 +21,7 @@ import yaml
 from hydra_trainer.eks import kubeconfig as kubeconfigs
 from hydra_trainer.eks import refusals
 from hydra_trainer.eks.cluster import AlreadyExists, ApiError, Cluster, Retry, resource_of
+from hydra_trainer.eks.logs import Told
 from hydra_trainer.errors import LaunchError
 
 from .scripted import CUT, HANG, Api, Asked, Reply, Stream
@@ -512,6 +514,16 @@ def test_a_refusal_says_what_to_do(reply: Reply, words: str, api: Api, cluster: 
     assert re.search(words, str(caught.value), re.DOTALL)
 
 
+def test_a_kind_that_is_not_served_is_not_an_object_that_is_not_there(
+    api: Api, cluster: Cluster
+) -> None:
+    api.replies(ABSENT, Reply(404, b"404 page not found"))
+    assert cluster.get(JOBS, "demo") is None
+    for ask in (cluster.get, cluster.delete):
+        with pytest.raises(ApiError, match="does not know pytorchjobs"):
+            ask(JOBS, "demo")
+
+
 @pytest.mark.parametrize(
     ("path", "key"),
     [
@@ -594,6 +606,7 @@ def test_the_context_and_the_namespace_may_be_given(
 ) -> None:
     """Several files count as for kubectl: of two entries with one name, the first."""
     first, second = config("https://first"), config("https://second", namespace="other")
+    second["current-context"] = "far"
     second["contexts"].append({"name": "far", "context": {"cluster": "far", "user": "u"}})
     second["clusters"].append({"name": "far", "cluster": {"server": "https://far"}})
     for name, content in (("a", first), ("b", second)):
@@ -615,49 +628,147 @@ def test_a_server_on_this_machine_is_not_asked_for_through_a_proxy(
 def test_nothing_is_imported_or_read_before_the_first_use() -> None:
     script = (
         "import sys; from hydra_trainer.eks.cluster import Cluster; Cluster('no', 'such');"
-        "print([m for m in ('kubernetes', 'urllib3', 'requests', 'ssl', 'torch', 'hydra')"
+        "print([m for m in ('kubernetes', 'urllib3', 'requests', 'torch', 'hydra')"
         " if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.stdout, done.returncode) == ("[]\n", 0), done.stderr
 
 
+def openssl(folder: Path, *words: str) -> None:
+    program = shutil.which("openssl")
+    if program is None:
+        pytest.skip("openssl makes the certificates")
+    subprocess.run([program, *words], cwd=folder, check=True, capture_output=True)
+
+
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two self-signed certificates for 127.0.0.1: `ours` and `theirs`."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("openssl makes the certificates")
+    """Two authorities, as bare as those that EKS makes: `ours`, and `theirs`; a server of ours."""
     folder = tmp_path_factory.mktemp("certificates")
-    for name in ("ours", "theirs"):
-        words = f"req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN={name}"
-        words += " -days 2 -addext subjectAltName=IP:127.0.0.1"
-        files = ["-keyout", str(folder / f"{name}.key"), "-out", str(folder / f"{name}.crt")]
-        subprocess.run([openssl, *words.split(), *files], check=True, capture_output=True)
+    (folder / "authority").write_text("basicConstraints=critical,CA:TRUE\n")
+    (folder / "address").write_text("subjectAltName=IP:127.0.0.1\n")
+    key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes"
+    for name in ("ours", "theirs", "server"):
+        request = f"req -new {key} -subj /CN={name} -keyout {name}.key -out {name}.csr"
+        openssl(folder, *request.split())
+        signed = "-signkey {0}.key -extfile authority"
+        if name == "server":
+            signed = "-CA ours.crt -CAkey ours.key -CAcreateserial -extfile address"
+        sign = f"x509 -req -in {name}.csr -days 2 -out {name}.crt {signed.format(name)}"
+        openssl(folder, *sign.split())
     return folder
 
 
 @pytest.fixture
 def tls(api: Api, certificates: Path) -> str:
-    """Put the scripted server behind TLS, with our certificate; return its address."""
+    """Put the scripted server behind TLS; return its address."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificates / "ours.crt", certificates / "ours.key")
+    context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
     address = api.url.replace("http:", "https:")
     api.socket = context.wrap_socket(api.socket, server_side=True)
     return address
 
 
+def trusting(server: str, authority: Path, **cluster: str) -> dict[str, Any]:
+    """A kubeconfig for a server with a certificate of that authority."""
+    content = config(server)
+    content["clusters"][0]["cluster"] |= {"certificate-authority": str(authority), **cluster}
+    return content
+
+
+def as_python_3_13(**arguments: Any) -> ssl.SSLContext:
+    context = CREATE(**arguments)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+CREATE = ssl.create_default_context
+
+
+@pytest.mark.parametrize("create", [CREATE, as_python_3_13])
 def test_a_certificate_that_the_kubeconfig_trusts_is_needed(
+    create: Any,
+    tls: str,
+    api: Api,
+    connect: Connect,
+    certificates: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    api.replies(Reply(200, stored()))
+    assert connect(trusting(tls, certificates / "ours.crt")).get(JOBS, "demo") == stored()
+    with pytest.raises(LaunchError, match=r"does not trust: .*\. Type `aws eks update-kubeconfig"):
+        connect(trusting(tls, certificates / "theirs.crt")).get(JOBS, "demo")
+    elsewhere = tls.replace("127.0.0.1", "localhost")  # which the certificate does not name
+    with pytest.raises(LaunchError, match=r"Hostname mismatch, .* 'localhost'"):
+        connect(trusting(elsewhere, certificates / "ours.crt")).get(JOBS, "demo")
+    assert len(api.asked) == 1
+    named = trusting(elsewhere, certificates / "ours.crt", **{"tls-server-name": "127.0.0.1"})
+    assert connect(named).get(JOBS, "demo") == stored()
+
+
+def test_a_client_certificate_is_shown(tls: str, connect: Connect, certificates: Path) -> None:
+    user = {"client-certificate": "server.crt", "client-key": "server.key"}
+    content = trusting(tls, certificates / "ours.crt")
+    content["users"][0]["user"] = {key: str(certificates / name) for key, name in user.items()}
+    assert connect(content).get(JOBS, "demo") == {}
+    content["users"][0]["user"]["client-key"] = str(certificates / "theirs.key")
+    with pytest.raises(LaunchError, match=r"no credentials for the cluster 'lab': .*mismatch"):
+        connect(content).get(JOBS, "demo")
+
+
+def test_a_proxy_of_the_kubeconfig_is_used(
     tls: str, api: Api, connect: Connect, certificates: Path
 ) -> None:
-    api.replies(Reply(200, stored()))
-    content = config(tls)
-    content["clusters"][0]["cluster"]["certificate-authority"] = str(certificates / "ours.crt")
-    assert connect(content).get(JOBS, "demo") == stored()
-    content["clusters"][0]["cluster"]["certificate-authority"] = str(certificates / "theirs.crt")
-    with pytest.raises(LaunchError, match=r"a certificate that the kubeconfig does not trust"):
-        connect(content).get(JOBS, "demo")
-    assert len(api.asked) == 1
+    lines: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=relay, args=(listener, api, lines), daemon=True).start()
+        way = f"http://ann:a%20b@127.0.0.1:{listener.getsockname()[1]}"
+        content = trusting(tls, certificates / "ours.crt", **{"proxy-url": way})
+        assert connect(content).get(JOBS, "demo") == {}
+    assert lines[0].startswith(f"CONNECT {tls.removeprefix('https://')} HTTP/1.".encode())
+    assert b"Proxy-Authorization: Basic YW5uOmEgYg==\r\n" in lines
+
+
+def relay(listener: socket.socket, api: Api, lines: list[bytes]) -> None:
+    """Be a proxy for one connection."""
+    client, _ = listener.accept()
+    with client, client.makefile("rb", buffering=0) as asked:
+        while (line := asked.readline()) != b"\r\n":
+            lines.append(line)
+        client.sendall(b"HTTP/1.1 200 Go on\r\n\r\n")
+        with socket.create_connection(api.server_address) as server:  # type: ignore[arg-type]
+            pairs = [(client, server), (server, client)]
+            threads = [threading.Thread(target=pass_on, args=pair, daemon=True) for pair in pairs]
+            for thread in threads:
+                thread.start()
+            threads[1].join()
+
+
+def pass_on(source: socket.socket, target: socket.socket) -> None:
+    while piece := source.recv(1 << 16):
+        target.sendall(piece)
+
+
+@pytest.mark.parametrize(
+    ("way", "words"),
+    [
+        ("ftp://proxy", r"by the proxy ftp://proxy, but it has to be one of http, socks5, socks5h"),
+        ("socks5://127.0.0.1:9", r"a SOCKS proxy needs another package: pip install PySocks"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_says_why(
+    way: str,
+    words: str,
+    tls: str,
+    connect: Connect,
+    certificates: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "socks", None)
+    with pytest.raises(LaunchError, match=words):
+        connect(trusting(tls, certificates / "ours.crt", **{"proxy-url": way})).get(JOBS, "demo")
 
 
 def test_a_pod_uses_its_service_account(
@@ -702,7 +813,7 @@ def test_a_list_is_read_page_by_page(api: Api, cluster: Cluster) -> None:
     head = {"apiVersion": "v1", "kind": "PodList"}
     api.replies(
         Reply(200, head | {"items": [bare], "metadata": {"resourceVersion": "7", "continue": "x"}}),
-        Reply(200, head | {"items": [bare], "metadata": {"resourceVersion": "7"}}),
+        Reply(200, head | {"items": [bare], "metadata": {"resourceVersion": "8"}}),
     )
     items, version = cluster.list("pods", labels="a in (b,c)", fields="metadata.name=a")
     assert items == [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}] * 2
@@ -775,6 +886,22 @@ def test_a_permission_is_asked_for(answer: bool, api: Api, cluster: Cluster) -> 
     ]
 
 
+def test_what_a_cluster_serves_is_told(api: Api, cluster: Cluster) -> None:
+    served = {"kind": "APIResourceList", "resources": [{"name": "pytorchjobs"}, {"name": "x"}]}
+    api.replies(Reply(200, {"gitVersion": "v1.36.2"}), Reply(200, served), Reply(404, b"no page"))
+    assert cluster.version() == "v1.36.2"
+    assert cluster.served("kubeflow.org/v1") == {"pytorchjobs", "x"}
+    assert cluster.served("kubeflow.org/v1") == set()
+    assert api.paths("GET") == ["/version", *["/apis/kubeflow.org/v1"] * 2]
+
+
+def test_whether_a_secret_exists_is_asked_without_its_content(api: Api, cluster: Cluster) -> None:
+    api.replies(Reply(200, {"metadata": {"name": "s"}}), status(404, "NotFound", "no", name="s"))
+    assert cluster.exists("secrets", "s")
+    assert not cluster.exists("secrets", "s")
+    assert "as=PartialObjectMetadata" in api.asked[0].headers["Accept"]
+
+
 def test_the_servers_clock_is_told(api: Api, cluster: Cluster, clock: Clock) -> None:
     assert cluster.server_time() is None
     cluster.get(JOBS, "demo")
@@ -803,10 +930,10 @@ def listing(version: int, *objects: dict[str, Any]) -> Reply:
 
 GONE = {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}}
 
-Told = list[tuple[str, str, str]]
+Changes = list[tuple[str, str, str]]
 
 
-def told(cluster: Cluster, count: int, **more: Any) -> Told:
+def told(cluster: Cluster, count: int, **more: Any) -> Changes:
     """The first so many changes: type, name, version."""
     events = islice(cluster.watch(JOBS, since="10", **more), count)
     return [
@@ -920,6 +1047,12 @@ def test_a_watch_that_brings_nothing_is_given_up_within_the_budget(
     assert clock.waits == [0.25, 0.5, 1, 2]
 
 
+def test_the_budget_of_a_watch_begins_anew_with_every_change(api: Api, connect: Connect) -> None:
+    changes = [Stream(change("MODIFIED", "a", version)) for version in range(11, 21)]
+    api.replies(*[reply for pair in zip([Reply(503)] * 10, changes, strict=True) for reply in pair])
+    assert len(told(connect(tries=3), 10)) == 10
+
+
 def test_a_watch_that_may_not_go_on_says_why(api: Api, cluster: Cluster) -> None:
     denied = {"kind": "Status", "code": 403, "message": 'User "ann" cannot watch resource'}
     api.replies(Stream({"type": "ERROR", "object": denied}))
@@ -1001,12 +1134,19 @@ def test_a_log_that_broke_goes_on_without_a_gap_or_a_repeat(
     parts = [Stream(start, drop), Stream(resumed), Stream(stamped(9, "b") + stamped(10, "c"))]
     kubelet = Kubelet(api, parts, [RUNNING, RUNNING, ENDED])
     expected = ["early", "a", "same", "same", "late", "same", "b", "c"]
-    assert follow(cluster) == expected
-    assert [asked.get("sinceTime") for asked in kubelet.asked] == [
-        None,
-        "2026-11-24T12:00:08Z",
-        "2026-11-24T12:00:09Z",
+    assert follow(cluster, tail=9) == expected
+    assert [(asked.get("sinceTime"), asked.get("tailLines")) for asked in kubelet.asked] == [
+        (None, "9"),
+        ("2026-11-24T12:00:08Z", None),
+        ("2026-11-24T12:00:09Z", None),
     ]
+
+
+def test_what_a_log_cannot_bring_again_is_forgotten() -> None:
+    told = Told()
+    for second in range(1000):
+        told.add(f"line {second}", second)
+    assert set(told.again()) == {"line 998", "line 999"}
 
 
 def test_a_log_that_breaks_at_every_line_is_complete(api: Api, cluster: Cluster) -> None:
@@ -1040,17 +1180,34 @@ def test_a_pod_that_does_not_run_yet_is_waited_for_with_a_watch(api: Api, cluste
     assert len(api.paths("GET")) == 5  # list, watch, log, pod, log
 
 
-@pytest.mark.parametrize("state", [NO_POD, pod(uid="another", running={})], ids=["gone", "other"])
+OTHERS = [NO_POD, pod(uid="another", running={}), pod("Succeeded", "another", terminated={})]
+
+
+@pytest.mark.parametrize("state", OTHERS, ids=["gone", "another", "another that has ended"])
 def test_following_ends_when_the_pod_is_gone(state: Any, api: Api, cluster: Cluster) -> None:
     Kubelet(api, [Stream(stamped(1, "hello"), CUT)], [RUNNING, state])
     assert follow(cluster) == ["hello"]
 
 
+CRASHED = pod(waiting={"reason": "CrashLoopBackOff"})
+
+
+@pytest.mark.parametrize(
+    ("answers", "pods"),
+    [([NO_POD], [RUNNING, RUNNING, NO_POD]), ([], [RUNNING, CRASHED, NO_POD])],
+    ids=["running", "between two starts"],
+)
+def test_following_ends_when_the_pod_goes_between_two_requests(
+    answers: list[Any], pods: list[Any], api: Api, cluster: Cluster
+) -> None:
+    Kubelet(api, [Stream(stamped(1, "hello"), CUT), *answers], pods, [CUT])
+    assert follow(cluster) == ["hello"]
+
+
 def test_following_goes_on_when_the_container_is_started_again(api: Api, cluster: Cluster) -> None:
-    crashed = pod(waiting={"reason": "CrashLoopBackOff"})
     parts = [Stream(stamped(1, "one")), Stream(stamped(5, "two")), Stream()]
     changes = [{"type": "MODIFIED", "object": RUNNING}]
-    Kubelet(api, parts, [RUNNING, crashed, crashed, ENDED], changes)
+    Kubelet(api, parts, [RUNNING, CRASHED, CRASHED, ENDED], changes)
     assert follow(cluster) == ["one", "two"]
 
 
@@ -1059,7 +1216,7 @@ def test_a_silent_log_is_taken_up_anew_for_as_long_as_the_pod_runs(
 ) -> None:
     """A kubelet may be silent from the start: it answers with the first line."""
     monkeypatch.setattr("hydra_trainer.eks.cluster.QUIET", 0.1)
-    kubelet = Kubelet(api, [HANG] * 4, [RUNNING])
+    kubelet = Kubelet(api, [HANG] * 3 + [Stream(HANG)] * 3, [RUNNING])
     kubelet.logs += [Stream(stamped(1, "one"), HANG), Stream(stamped(1, "one", "two"))]
     lines = connect(tries=3).logs("p", container="pytorch", follow=True)
     assert [next(lines), next(lines)] == ["one", "two"]

@@ -120,6 +120,7 @@ WORDS = {
         "resources.nodes=2",
         "resources.gpus_per_node=8",
         "resources.instance_type=ml.p5.48xlarge",
+        "resources.memory_per_node=1800Gi",
     ],
 }
 
@@ -171,8 +172,8 @@ def test_any_name_gives_names_that_kubernetes_takes(name: str, nodes: int) -> No
     spec = replace(spec, resources=replace(spec.resources, nodes=nodes))
     for api, longest in (
         ("pytorchjob", f"-worker-{nodes}"),
-        ("trainjob", f"-node-0-{nodes}"),
-        ("hyperpod", f"-pod-{nodes}"),
+        ("trainjob", f"-node-0-{nodes}-abcde"),
+        ("hyperpod", "-" + 10 * "x"),
     ):
         found = manifests.job_name(spec, replace(options, api=api))
         assert LABEL.fullmatch(found) and found.endswith("-89abcdef")

@@ -3,9 +3,12 @@
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,15 +19,16 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from hydra_trainer import checkpoint
+from hydra_trainer import checkpoint, worker
+from hydra_trainer.bootstrap import NOTES, read_json
 from hydra_trainer.callbacks import Core
 from hydra_trainer.checkpoint import MANIFEST, STATE, Store, Writer
 from hydra_trainer.data import explain_loader_failure
-from hydra_trainer.preemption import NoStopFlag
+from hydra_trainer.preemption import NoStopFlag, Stopped
 from hydra_trainer.progress import choose
 
-from .conftest import SHORT, Job
-from .drill import same
+from .conftest import REPOSITORY, SHORT, Job, environment
+from .drill import Drill, same
 from .test_datasets import archive
 from .test_resume import assert_equal
 
@@ -42,8 +46,7 @@ def failed(job: Job, code: int, printed: str) -> str:
     """Check that a job failed as it should, with a message and no traceback; return the message."""
     assert code == 1, printed
     assert "Traceback" not in printed
-    if "2 processes" not in printed:  # of which the one that failed says it, too
-        assert printed.count("error: ") == 1
+    assert printed.count("error: ") == 1
     result = job.result()
     assert (result["status"], result["exit_code"]) == ("failed", 1)
     message = printed[printed.index("error: ") :]
@@ -225,14 +228,63 @@ def test_a_disk_that_is_full_to_the_end(job: Make, reference: Job, asynchronous:
     assert_equal(drill, reference)
 
 
-def test_a_stop_while_the_disk_is_full(job: Make, hit: Hit, reference: Job) -> None:
-    drill = job("run", FAULTY)
-    code, printed = drill.run(**hit("SIGTERM", "train", 10), FAULT="full:7:99")
+@pytest.mark.parametrize(
+    ("words", "full", "saved"),
+    [
+        ([], "7:99", [4, 6]),
+        ([], "0:99", []),
+        pytest.param([TWO], "7:99:0", [4, 6], marks=pytest.mark.xdist_group("ranks")),
+    ],
+)
+def test_a_stop_while_the_disk_is_full(
+    job: Make, hit: Hit, reference: Job, words: list[str], full: str, saved: list[int]
+) -> None:
+    drill = job("run", FAULTY, *words)
+    code, printed = drill.run(**hit("SIGTERM", "train", 10), FAULT=f"full:{full}")
     assert code == 143, printed
-    assert "This stop is not saved: the run will go on from the checkpoint before it." in printed
-    assert 4 <= drill.state()["global_step"] <= 6
+    steps = [c.step for c in whole(drill)]
+    assert steps[-1:] == saved[-1:] or steps[-1:] == saved[:1]  # that of step 6 was being written
+    goes_on = f"goes on from step {steps[-1]}" if saved else "starts anew"
+    told = (
+        f"stopped, but the last save failed: [Errno 27] File too large; the same command {goes_on}."
+    )
+    assert printed.count("stopped, ") == printed.count(told) == 1, printed
+    if not words:
+        code, printed = drill.run()
+        assert code == 0, printed
+        assert_equal(drill, reference)
+
+
+def test_a_result_that_cannot_be_written_hides_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(NOTES, str(tmp_path))
+    outcome = worker.failure({}, Stopped(signal.SIGTERM, "[Errno 28] No space left on device"))
+    worker._write_down(outcome, tmp_path / "nowhere", first=True)
+    note = read_json(tmp_path / "exit-0.json") or {}
+    assert (note["exit_code"], note["unsaved"]) == (143, "[Errno 28] No space left on device")
+
+
+class Validated(Drill):
+    """It is also hit when an epoch's validation is over."""
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self._hit("validated")
+
+
+def test_a_stop_at_the_end_of_an_epoch_that_is_not_to_be_saved(
+    job: Make, hit: Hit, reference: Job
+) -> None:
+    """It is saved all the same."""
+    words = ["checkpoint.every_n_steps=null", "checkpoint.every_n_epochs=2"]
+    drill = job("run", "model._target_=tests.test_failures.Validated", *words)
+    code, printed = drill.run(**hit("SIGTERM", "validated", 9))
+    assert code == 143, printed
+    assert "stopped, and saved in" in printed
     code, printed = drill.run()
     assert code == 0, printed
+    assert "going on from step 9" in printed
     assert_equal(drill, reference)
 
 
@@ -264,6 +316,35 @@ def test_two_ranks_one_of_which_cannot_save(job: Make) -> None:
     message = failed(drill, code, printed)
     assert "rank 0 failed: The final weights could not be saved: [Errno 27]" in message
     assert [c.step for c in whole(drill)] == [2]
+
+
+@pytest.mark.xdist_group("ranks")
+def test_an_error_on_all_ranks_is_told_once(job: Make, hit: Hit, tmp_path: Path) -> None:
+    """By the command that started the ranks, and in a container by its bootstrap."""
+    drill = job("run", TWO)
+    fault = hit("raise", "train", 5, "all")
+    code, printed = drill.run(**fault)
+    told = [(code, printed)]
+    options = ["--nproc-per-node=2", f"--report={tmp_path / 'report'}"]
+    container = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "hydra_trainer.bootstrap",
+            *options,
+            drill.directory / "config.yaml",
+        ],
+        cwd=REPOSITORY,
+        env=environment() | fault | {"DRILL_DONE": str(tmp_path / "again")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for code, printed in [*told, (container.returncode, container.stdout)]:
+        assert code == 1, printed
+        assert len(re.findall(r"^error: rank [01] failed: the drill divided", printed, re.M)) == 1
+        assert printed.count("Traceback") == 1, printed
+        assert printed.count('raise ZeroDivisionError("the drill divided by zero")') == 1
 
 
 # ------------------------------------------------------------------------ what must not be saved

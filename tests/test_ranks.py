@@ -8,28 +8,14 @@ import pytest
 from hydra_trainer.job import JobHandle, JobState
 from hydra_trainer.launchers.local import LocalLauncher
 
-from .conftest import Job
+from .conftest import TWO, Job
 from .drill import same
 from .test_resume import assert_equal
 
 # In one worker: they share a reference, and two ranks fill two cores.
 pytestmark = pytest.mark.xdist_group("ranks")
 
-TWO = "resources.processes_per_node=2"
 Hit = Callable[..., dict[str, str]]
-
-
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Two ranks that nothing happened to."""
-    from .conftest import SHORT
-
-    folder = tmp_path_factory.mktemp("reference")
-    (folder / "seen").mkdir()
-    job = Job(folder / "run", [*SHORT, TWO])
-    code, printed = job.run(DRILL_SEEN=str(folder / "seen"))
-    assert code == 0, printed
-    return job
 
 
 def seen(folder: Path) -> dict[int, list[str]]:

@@ -1,20 +1,38 @@
 """trainer.strategy=fsdp on two CPU ranks: sharded training, sharded checkpoints, exact resume."""
 
+import os
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from hydra_trainer import checkpoint, sharding
+from hydra_trainer.callbacks import Core
+from hydra_trainer.checkpoint import STATE, CheckpointError, Store, Writer
+from hydra_trainer.preemption import NoStopFlag
+from hydra_trainer.progress import choose
+from hydra_trainer.sharding import ShardedStrategy
 
 from .conftest import Job
-from .drill import Drill
+from .drill import Drill, same
+from .faults import _limit_files as limit_files
 
 pytestmark = pytest.mark.xdist_group("ranks")
 
-WORDS = ["resources.processes_per_node=2", "trainer.strategy=fsdp"]
+WORDS = ["model.hidden=64", "resources.processes_per_node=2", "trainer.strategy=fsdp"]
+FAULTY = "model._target_=tests.faults.Faulty"
+CONF: dict[str, Any] = {
+    "trainer": {"log_every_n_steps": 1},
+    "checkpoint": {"every_n_steps": 1, "keep_last": 2, "keep_best": 0},
+    "objective": {"metric": "val/loss", "mode": "min"},
+}
 Hit = Callable[..., dict[str, str]]
 
 
@@ -22,26 +40,29 @@ def weights(directory: Path) -> dict[str, Any]:
     """Return the last weights of a run, put together from their shards in this process."""
     last = checkpoint.Store(directory / "checkpoints").latest()
     assert last is not None
-    model = Drill([1, 8, 8], 10, hidden=16)
+    model = Drill([1, 8, 8], 10, hidden=64)
     sharding.load_weights(model, last.state)
     return model.state_dict()
 
 
 def test_sharded_training_resumes_exactly(job: Callable[..., Job], hit: Hit) -> None:
-    reference, drill = job("reference", *WORDS), job("run", *WORDS)
+    """Killed, too, while one rank's disk is full: it goes on with the checkpoint before."""
+    reference, drill = job("reference", *WORDS), job("run", FAULTY, *WORDS)
     code, printed = reference.run()
     assert code == 0, printed
-    code, printed = drill.run(**hit("SIGKILL", "train", 13, "1"))
+    code, printed = drill.run(**hit("SIGKILL", "train", 13, "1"), FAULT="full:7:20:1")
     assert code == 0, printed
-    assert "going on from step 12" in printed
+    refused = "could not be saved: [Errno 27] File too large. Training goes on"
+    assert printed.count(refused) == 2  # once in each sitting
+    assert printed.count("Checkpoints can be saved again.") == 1
+    assert "going on from step 6" in printed
     for key in ("objective", "metrics", "steps", "epochs"):
         assert drill.result()[key] == reference.result()[key], key
     ours, theirs = weights(drill.directory), weights(reference.directory)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert same(ours, theirs)
 
     # The same numbers as without sharding, to rounding: it is the same training.
-    plain = job("plain", "resources.processes_per_node=2")
+    plain = job("plain", *WORDS[:-1])
     code, printed = plain.run()
     assert code == 0, printed
     last = checkpoint.Store(plain.directory / "checkpoints").latest()
@@ -54,3 +75,104 @@ def test_sharded_training_resumes_exactly(job: Callable[..., Job], hit: Hit) -> 
     code, printed = Job(drill.directory, drill.words[:-1]).run()
     assert code == 2, printed
     assert '-trainer.strategy: "fsdp"\n+trainer.strategy: "auto"' in printed
+
+
+# ------------------------------------------------------------------ saves of two ranks, no job
+
+
+def on_two_ranks(folder: Path, work: Callable[[ShardedStrategy, Store, Writer], None]) -> None:
+    """Run `work` in two forks of this process that form a group."""
+
+    def run(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        dist.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
+        store, writer = Store(folder / "checkpoints"), Writer()
+        strategy = ShardedStrategy(
+            Core(NoStopFlag(), choose("off", False), CONF, store, writer, {})
+        )
+        strategy.cluster_environment = TorchElasticEnvironment()
+        work(strategy, store, writer)
+
+    ranks = [get_context("fork").Process(target=run, args=(rank,)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        process.kill()
+    assert [process.exitcode for process in ranks] == [0, 0]
+
+
+def save(strategy: ShardedStrategy, store: Store, step: int, size: int = 10, **more: Any) -> None:
+    """Save `size` numbers for each rank, and what is not sharded."""
+    mesh = init_device_mesh("cpu", (2,))
+    weights = distribute_tensor(torch.full((2 * size,), float(step)), mesh, [Shard(0)])
+    state = {"state_dict": {"weights": weights}, "optimizer_states": [{"sum": weights}], **more}
+    meta = {"step": step, "metrics": {}}
+    strategy.save_checkpoint(state, store.folder(step, "mid") / STATE, meta)
+
+
+@pytest.mark.parametrize("size", [2000, 200_000])  # torch meets the error when it closes, or sooner
+@pytest.mark.parametrize("full", [0, 1])
+def test_a_disk_that_is_full_on_one_rank(tmp_path: Path, full: int, size: int) -> None:
+    def work(strategy: ShardedStrategy, store: Store, writer: Writer) -> None:
+        save(strategy, store, 1, size)
+        if strategy.global_rank == full:
+            limit_files(4 << 10)
+        save(strategy, store, 2, size)
+        assert str(writer.error) == "[Errno 27] File too large"  # on both, to act alike
+        dist.barrier()
+        assert [c.step for c in store.all()] == [1]
+        assert [folder.name for folder in store.folders()] == ["step=00000001"]
+        limit_files(None)
+        save(strategy, store, 3, size)
+        assert writer.error is None
+
+    on_two_ranks(tmp_path, work)
+    assert [(c.step, c.fault()) for c in Store(tmp_path / "checkpoints").all()] == [
+        (1, None),
+        (3, None),
+    ]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    """Rank 0 alone meets it."""
+
+    def work(strategy: ShardedStrategy, store: Store, writer: Writer) -> None:
+        save(strategy, store, 1)
+        assert isinstance(writer.error, NotADirectoryError)
+
+    (tmp_path / "checkpoints").touch()
+    on_two_ranks(tmp_path, work)
+
+
+def test_shards_that_cannot_be_read(tmp_path: Path) -> None:
+    on_two_ranks(tmp_path, lambda strategy, store, writer: save(strategy, store, 7))
+    shards = tmp_path / "checkpoints" / "step=00000007" / checkpoint.SHARDS
+    model = torch.nn.Module()
+    model.weights = torch.nn.Parameter(torch.zeros(20))
+    sharding.load_weights(model, shards)
+    assert model.weights.tolist() == [7.0] * 20
+    (shards / "__1_0.distcp").unlink()
+    with pytest.raises(CheckpointError, match=r"shards cannot be loaded: .*No such file"):
+        sharding.load_weights(model, shards)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        ({"strange": Path("/tmp")}, "objects of pathlib.PosixPath, which cannot be loaded safely"),
+        ({"strange": lambda: None}, "something that cannot be saved"),
+        ({"optimizer_states": [{"sum": lambda: None}]}, "something that cannot be saved"),
+    ],
+)
+def test_what_could_not_be_loaded_again(tmp_path: Path, more: dict[str, Any], reason: str) -> None:
+    """It is refused, on every rank, at the first save; and again by each later one."""
+
+    def work(strategy: ShardedStrategy, store: Store, writer: Writer) -> None:
+        for state in (more, {}):
+            with pytest.raises(CheckpointError, match=reason):
+                save(strategy, store, 1, **state)
+        dist.barrier()
+        assert store.folders() == []
+
+    on_two_ranks(tmp_path, work)

@@ -4,7 +4,6 @@ Nothing here knows what a job is. Objects go in and come out as the API's JSON.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -123,7 +122,7 @@ class Cluster:
 
     def exists(self, resource: str, name: str) -> bool:
         """Tell whether an object is there, without what it holds: it may be a secret."""
-        request = replace(self._request("get", resource, name), headers={"Accept": METADATA})
+        request = self._request("get", resource, name)._replace(headers={"Accept": METADATA})
         return self._find(request) is not None
 
     def create(self, manifest: Object, *, dry_run: bool = False) -> Object:
@@ -189,20 +188,17 @@ class Cluster:
         """
 
         def request(version: str) -> Request:
-            return replace(
-                self._request(
-                    "watch",
-                    resource,
-                    watch="true",
-                    labelSelector=labels,
-                    fieldSelector=fields,
-                    resourceVersion=version,
-                    allowWatchBookmarks="true",
-                    timeoutSeconds=f"{timeout:.0f}",
-                ),
-                silence=timeout + MARGIN,
-                stream=True,
+            asked = self._request(
+                "watch",
+                resource,
+                watch="true",
+                labelSelector=labels,
+                fieldSelector=fields,
+                resourceVersion=version,
+                allowWatchBookmarks="true",
+                timeoutSeconds=f"{timeout:.0f}",
             )
+            return asked._replace(silence=timeout + MARGIN, stream=True)
 
         def list_all() -> tuple[Objects, str]:
             return self.list(resource, labels=labels, fields=fields)
@@ -250,7 +246,7 @@ class Cluster:
             "spec": {"resourceAttributes": {k: v for k, v in attributes.items() if v}},
         }
         request = self._request("create", resource_of(review))
-        answer = self._connection.ask(replace(request, body=review))
+        answer = self._connection.ask(request._replace(body=review))
         return bool(answer["status"].get("allowed"))
 
     def _pages(
@@ -261,7 +257,7 @@ class Cluster:
         while True:
             page = {"limit": str(limit or ""), "continue": token}
             request = self._request("list", resource, **query, **page)
-            answer = self._connection.ask(replace(request, headers=COMPRESSED))
+            answer = self._connection.ask(request._replace(headers=COMPRESSED))
             items += _items(answer)
             meta = answer["metadata"]
             version, token = version or meta["resourceVersion"], meta.get("continue") or ""
@@ -276,8 +272,8 @@ class Cluster:
             fieldValidation="Strict",
             dryRun="All" if dry_run else "",
         )
-        call = replace(request.call, name=manifest["metadata"]["name"])
-        return replace(request, call=call, body=manifest)
+        call = request.call._replace(name=manifest["metadata"]["name"])
+        return request._replace(call=call, body=manifest)
 
     def _created(self, manifest: Object, attempts: Attempts) -> Object | None:
         """Return what an earlier try has created, if it has."""
@@ -318,7 +314,7 @@ class Cluster:
     def _patch(self, resource: str, name: str, kind: str, owners: Objects) -> Request:
         request = self._request("patch", resource, name, fieldManager=MANAGER)
         body = {"metadata": {"ownerReferences": owners}}
-        return replace(request, body=body, headers={"Content-Type": kind})
+        return request._replace(body=body, headers={"Content-Type": kind})
 
     def _log_request(self, wanted: Wanted) -> Request:
         request = self._request(
@@ -333,12 +329,19 @@ class Cluster:
             sinceTime=wanted.since or "",
             tailLines="" if wanted.tail is None else str(wanted.tail),
         )
-        return replace(request, silence=QUIET, stream=True, headers={"Accept": "*/*"})
+        return request._replace(silence=QUIET, stream=True, headers={"Accept": "*/*"})
 
-    def _await_pod(self, name: str, is_ready: Callable[[Object], bool]) -> Object | None:
-        """Return the pod once it satisfies the function; None when it is deleted before."""
+    def _await_pod(
+        self, name: str, is_ready: Callable[[Object], bool], may_come: bool
+    ) -> Object | None:
+        """Return the pod once it satisfies the function; None when it is deleted before.
+
+        A pod that is not there is waited for where it `may_come`.
+        """
         fields = f"metadata.name={name}"
         pods, since = self.list("pods", fields=fields)
+        if not pods and not may_come:
+            return None
         if pods and is_ready(pods[0]):
             return pods[0]
         for kind, pod in self.watch("pods", fields=fields, since=since, known=pods):
@@ -365,8 +368,8 @@ class Cluster:
         path = _path(resource, namespace)
         for part in (name, subresource):
             path += f"/{quote(part, safe='')}" if part else ""
-        if given := {key: value for key, value in query.items() if value}:
-            path += f"?{urlencode(given)}"
+        if query:
+            path += _query(*query.items())
         return Request(Call(verb, resource, namespace, name, subresource), METHODS[verb], path)
 
 
@@ -398,6 +401,12 @@ def _path(resource: str, namespace: str) -> str:
     parts = ["apis", group, version] if group else ["api", "v1"]
     parts += ["namespaces", namespace] if namespace else []
     return "".join(f"/{quote(part, safe='')}" for part in (*parts, plural))
+
+
+@lru_cache
+def _query(*pairs: tuple[str, str]) -> str:
+    given = urlencode([(key, value) for key, value in pairs if value])
+    return f"?{given}" if given else ""
 
 
 def _items(answer: Object) -> Objects:

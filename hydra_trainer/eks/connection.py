@@ -1,38 +1,33 @@
 """One API server: credentials, connections, tries; JSON in and out.
 
-The official client reads the kubeconfig, runs credential plugins, renews tokens and sets up TLS;
-its connection pool carries the requests. Its generated methods and models are left alone: they
-changed between 30 and 37, and cost more than the request.
+The official client reads the kubeconfig, runs credential plugins and renews tokens. Its generated
+methods and models are left alone: they changed between 30 and 37, and cost more than the request.
 """
 
 import contextlib
 import json
 import logging
+import ssl
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from hydra_trainer import __version__
 from hydra_trainer.errors import LaunchError
 
 from . import kubeconfig
+from .channel import Broken, Reply, Route, Silent, Unreachable
 from .kubeconfig import Context
 from .refusals import Call, is_anonymous, refusal, status_of
-from .retry import TRANSIENT, Attempts, Retry, Silent, Trouble
+from .retry import TRANSIENT, Attempts, Retry, Trouble
 
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
-
-CONNECT = 10.0
 SILENCE = 60.0
-"""Seconds for a connection to come about, and without a byte of an answer: an API server gives up
-on a request after 60."""
+"""Seconds without a byte of an answer: an API server gives up on a request after 60."""
 
-CONNECTIONS = 64  # that are kept open, for callers with threads
 FIRST_CONTACT = 3  # tries for a server that never answered: a wrong address shows at once
 
 HEADERS = {
@@ -42,17 +37,25 @@ HEADERS = {
 }
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """What goes over the wire. `path` holds the query; `silence` is in seconds."""
 
     call: Call
     method: str
     path: str
     body: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = MappingProxyType({})
     silence: float = SILENCE
     stream: bool = False
+
+
+class Answer(NamedTuple):
+    """What came back. The body of a good answer to a streaming request is in `reply`."""
+
+    status: int
+    headers: Message
+    body: bytes
+    reply: Reply
 
 
 class Connection:
@@ -109,13 +112,13 @@ class Connection:
 
     def answer(self, request: Request) -> dict[str, Any]:
         """Send once and return the JSON of the answer. Raises Trouble where `ask` tries again."""
-        body = self.send(request).data
+        body = self.send(request).body
         try:
             return dict(json.loads(body))
         except (ValueError, TypeError) as error:
             raise Trouble(f"the answer is not JSON: {body[:80]!r}.") from error
 
-    def send(self, request: Request) -> "BaseHTTPResponse":
+    def send(self, request: Request) -> Answer:
         """Send once, twice when the credentials have to be renewed; return a good answer.
 
         Raises Trouble, ApiError or LaunchError.
@@ -128,7 +131,7 @@ class Connection:
         self._date = (response.headers.get("Date", ""), self.retry.clock())
         if response.status < 300:
             return response
-        status = {**status_of(response.status, response.data), "code": response.status}
+        status = {**status_of(response.status, response.body), "code": response.status}
         if _is_unknown(response):
             raise LaunchError(self._not_accepted(str(status.get("message"))))
         if response.status in TRANSIENT:
@@ -159,43 +162,35 @@ class Connection:
 
 
 class _Client:
-    """The official client's settings and connection pool for one context."""
+    """The official client's settings for one context, and the way to its server."""
 
     def __init__(self, context: Context) -> None:
-        try:  # 0.4 s of CPU time with kubernetes 37, up to 2 s before
-            from kubernetes.client import ApiClient
-        except ImportError as error:
-            raise LaunchError(
-                "launcher=eks needs the Kubernetes client: pip install 'hydra-trainer[eks]'"
-            ) from error
         self.context = context
         self.settings = _settings(context)
-        manager = ApiClient(self.settings).rest_client.pool_manager
-        server = urlsplit(context.server)
-        self._prefix = server.path
-        self._pool = manager.connection_from_host(server.hostname, server.port, server.scheme)
-
-    def exchange(self, request: Request) -> "BaseHTTPResponse":
-        """Send and return whatever comes back. Raises Trouble, or Silent, when nothing does."""
-        from urllib3 import Timeout, exceptions
-
         try:
-            return self._pool.urlopen(
-                request.method,
-                self._prefix + request.path,
-                body=None if request.body is None else json.dumps(request.body).encode(),
-                headers={**HEADERS, **request.headers, **self._authorization()},
-                timeout=Timeout(connect=CONNECT, read=request.silence),
-                preload_content=not request.stream,
-                retries=False,
-                redirect=False,
+            self._route = Route(context.server, self.settings)
+        except OSError as error:  # ssl.SSLError is one: a certificate that cannot be read
+            raise LaunchError(_no_credentials(context, [str(error)])) from error
+
+    def exchange(self, request: Request) -> Answer:
+        """Send and return whatever comes back. Raises Trouble, or Silent, when nothing does."""
+        headers = {**HEADERS, **request.headers, **self._authorization()}
+        body = None if request.body is None else json.dumps(request.body).encode()
+        try:
+            reply = self._route.send(
+                request.method, request.path, body, headers, silence=request.silence
             )
-        except exceptions.HTTPError as error:
-            if is_untrusted(error):
-                raise LaunchError(self._untrusted(error)) from error
-            if request.stream and isinstance(error, exceptions.ReadTimeoutError):
-                raise Silent from error  # a kubelet answers with the first line of a log
-            raise broken(error, self.context.server) from error
+            is_whole = not request.stream or reply.status >= 300
+            return Answer(reply.status, reply.headers, reply.read() if is_whole else b"", reply)
+        except Unreachable as error:
+            if isinstance(error.__cause__, ssl.SSLCertVerificationError):
+                raise LaunchError(self._untrusted(error.__cause__)) from error
+            words = f"{self.context.address} cannot be reached: {error}."
+            raise Trouble(words, reached=False) from error
+        except (Broken, Silent) as error:
+            if request.stream and isinstance(error, Silent):
+                raise  # a kubelet answers with the first line of a log
+            raise broken(error, self.context.address) from error
 
     def _authorization(self) -> dict[str, str]:
         """The header, from a token that the client renews before it expires.
@@ -206,20 +201,25 @@ class _Client:
             self.settings.refresh_api_key_hook(self.settings)
         keys = self.settings.api_key
         token = keys.get("BearerToken") or keys.get("authorization")
-        return {"Authorization": token} if token else {}
+        return {"Authorization": " ".join(token.split())} if token else {}
 
-    def _untrusted(self, error: Exception) -> str:
+    def _untrusted(self, error: ssl.SSLCertVerificationError) -> str:
         return (
-            f"{self.context.server} has a certificate that the kubeconfig does not trust: {error} "
-            f"Type `{kubeconfig.WRITE_ONE}` to write the cluster's certificate authority again, "
-            "or find out who answers there."
+            f"{self.context.address} has a certificate that the kubeconfig does not trust: "
+            f"{error.verify_message}. Type `{kubeconfig.WRITE_ONE}` to write the cluster's "
+            "certificate authority again, or find out who answers there."
         )
 
 
 def _settings(context: Context) -> Any:
     """Return the client's Configuration. Raises LaunchError when there are no credentials."""
-    from kubernetes.client import Configuration
-    from kubernetes.config import ConfigException
+    try:  # 0.4 s of CPU time with kubernetes 37, up to 2 s before
+        from kubernetes.client import Configuration
+        from kubernetes.config import ConfigException
+    except ImportError as error:
+        raise LaunchError(
+            "launcher=eks needs the Kubernetes client: pip install 'hydra-trainer[eks]'"
+        ) from error
 
     settings = Configuration()
     with _root_log() as said:
@@ -229,7 +229,6 @@ def _settings(context: Context) -> Any:
             raise LaunchError(_no_credentials(context, [str(error)])) from error
     if "exec" in context.user and not settings.api_key and not settings.cert_file:
         raise LaunchError(_no_credentials(context, said))
-    settings.connection_pool_maxsize = CONNECTIONS
     if context.is_loopback or "proxy-url" in context.cluster:  # as kubectl does, whatever the
         settings.proxy = context.cluster.get("proxy-url")  # environment says of proxies
     return settings
@@ -274,14 +273,14 @@ def _no_credentials(context: Context, said: list[str]) -> str:
     )
 
 
-def _is_unknown(response: "BaseHTTPResponse") -> bool:
+def _is_unknown(response: Answer) -> bool:
     """Whether the server does not know who asks: 401, or the refusal of an anonymous user."""
     if response.status != 403:
         return response.status == 401
-    return is_anonymous(status_of(403, response.data))
+    return is_anonymous(status_of(403, response.body))
 
 
-def _retry_after(response: "BaseHTTPResponse") -> float:
+def _retry_after(response: Answer) -> float:
     """Seconds to leave the server alone. An API server gives a number, never a date."""
     try:
         return max(0.0, float(response.headers.get("Retry-After", 0)))
@@ -289,19 +288,6 @@ def _retry_after(response: "BaseHTTPResponse") -> float:
         return 0.0
 
 
-def is_untrusted(error: Exception) -> bool:
-    from ssl import SSLCertVerificationError
-
-    return any(isinstance(part, SSLCertVerificationError) for part in error.args)
-
-
-def broken(error: Exception, server: str) -> Trouble:
-    """Return the Trouble for what the connection pool, or a stream of it, raised."""
-    from urllib3 import exceptions
-
-    unreached = (exceptions.NewConnectionError, exceptions.ConnectTimeoutError)
-    reached = not isinstance(error, unreached)
-    words = str(error).rpartition(": ")[2].strip(" .)'\"") or type(error).__name__
-    if reached:
-        return Trouble(f"the connection to {server} broke: {words}.")
-    return Trouble(f"{server} cannot be reached: {words}.", reached=False)
+def broken(error: Exception, address: str) -> Trouble:
+    """Return the Trouble for a connection that was lost."""
+    return Trouble(f"the connection to {address} broke: {error}.")

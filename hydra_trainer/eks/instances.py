@@ -1,21 +1,33 @@
 """EC2 instance types that people train on, and what each has.
 
-Figures: "Specifications for Amazon EC2 accelerated computing instances" and "Maximize network
-bandwidth on Amazon EC2 instances with multiple network cards" in the EC2 user guide. SageMaker's
-names are the same with `ml.` in front. A type that is not here may be new: it is not refused.
+Figures: docs.aws.amazon.com/ec2/latest/instancetypes/ac.html and .../efa-acc-inst-types.html in the
+EC2 user guide; compared with what AWS's own tools carry, which is made from the EC2 API:
+INSTANCE_RESOURCES of aws/sagemaker-hyperpod-cli (2026-03) and reference/instance-types.md of
+aws/karpenter-provider-aws. A type that is not here may be new: it is not refused.
 """
 
 from typing import NamedTuple
 
+ML = "ml."
+"""What SageMaker's names of the same types begin with, on HyperPod's nodes too."""
+
 
 class Instance(NamedTuple):
-    """What one machine has: GPUs and their name, EFA interfaces, vCPUs, memory in GiB."""
+    """What one machine has: GPUs and their name, EFA interfaces, vCPUs, memory in GiB.
+
+    The name is that of the accelerator also where it is no GPU, and `gpus` 0.
+    """
 
     gpus: int
     gpu: str
     efa: int
     vcpus: int
     memory_gib: int
+
+
+def instance(name: str) -> Instance | None:
+    """Return what a type has, by EC2's name or SageMaker's; None: not known here."""
+    return INSTANCES.get(name.removeprefix(ML))
 
 
 INSTANCES: dict[str, Instance] = {
@@ -37,6 +49,7 @@ INSTANCES: dict[str, Instance] = {
     "g4dn.8xlarge": Instance(1, "T4", 1, 32, 128),
     "g4dn.12xlarge": Instance(4, "T4", 1, 48, 192),
     "g4dn.16xlarge": Instance(1, "T4", 1, 64, 256),
+    "g4dn.metal": Instance(8, "T4", 1, 96, 384),
     "g5.xlarge": Instance(1, "A10G", 0, 4, 16),
     "g5.2xlarge": Instance(1, "A10G", 0, 8, 32),
     "g5.4xlarge": Instance(1, "A10G", 0, 16, 64),
@@ -61,12 +74,34 @@ INSTANCES: dict[str, Instance] = {
     "g6e.16xlarge": Instance(1, "L40S", 1, 64, 512),
     "g6e.24xlarge": Instance(4, "L40S", 2, 96, 768),
     "g6e.48xlarge": Instance(8, "L40S", 4, 192, 1536),
+    "gr6.4xlarge": Instance(1, "L4", 0, 16, 128),
+    "gr6.8xlarge": Instance(1, "L4", 1, 32, 256),
+    "g7e.2xlarge": Instance(1, "RTX-PRO-6000", 0, 8, 64),
+    "g7e.4xlarge": Instance(1, "RTX-PRO-6000", 0, 16, 128),
+    "g7e.8xlarge": Instance(1, "RTX-PRO-6000", 1, 32, 256),
+    "g7e.12xlarge": Instance(2, "RTX-PRO-6000", 1, 48, 512),
+    "g7e.24xlarge": Instance(4, "RTX-PRO-6000", 2, 96, 1024),
+    "g7e.48xlarge": Instance(8, "RTX-PRO-6000", 4, 192, 2048),
+    "trn1.32xlarge": Instance(0, "Trainium", 8, 128, 512),
+    "trn1n.32xlarge": Instance(0, "Trainium", 16, 128, 512),
+    "trn2.3xlarge": Instance(0, "Trainium2", 1, 12, 128),
+    "trn2.48xlarge": Instance(0, "Trainium2", 16, 192, 2048),
+    "m7i.large": Instance(0, "", 0, 2, 8),
     "m7i.xlarge": Instance(0, "", 0, 4, 16),
     "m7i.2xlarge": Instance(0, "", 0, 8, 32),
     "m7i.4xlarge": Instance(0, "", 0, 16, 64),
     "m7i.8xlarge": Instance(0, "", 0, 32, 128),
+    "m7i.12xlarge": Instance(0, "", 0, 48, 192),
+    "m7i.16xlarge": Instance(0, "", 0, 64, 256),
+    "m7i.24xlarge": Instance(0, "", 0, 96, 384),
+    "m7i.48xlarge": Instance(0, "", 1, 192, 768),
+    "c7i.large": Instance(0, "", 0, 2, 4),
     "c7i.xlarge": Instance(0, "", 0, 4, 8),
     "c7i.2xlarge": Instance(0, "", 0, 8, 16),
     "c7i.4xlarge": Instance(0, "", 0, 16, 32),
     "c7i.8xlarge": Instance(0, "", 0, 32, 64),
+    "c7i.12xlarge": Instance(0, "", 0, 48, 96),
+    "c7i.16xlarge": Instance(0, "", 0, 64, 128),
+    "c7i.24xlarge": Instance(0, "", 0, 96, 192),
+    "c7i.48xlarge": Instance(0, "", 1, 192, 384),
 }

@@ -41,6 +41,12 @@ class Context:
     user: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def address(self) -> str:
+        """The server without its path, which may hold a token."""
+        parts = urlsplit(self.server)
+        return f"{parts.scheme}://{parts.netloc}"
+
+    @property
     def is_loopback(self) -> bool:
         return urlsplit(self.server).hostname in LOOPBACK
 
@@ -96,8 +102,7 @@ def _merged(files: list[Path]) -> dict[str, Any]:
         content = _read(file)
         merged["current-context"] = merged.get("current-context") or content.get("current-context")
         for kind in ("contexts", "clusters", "users"):
-            known = {entry.get("name") for entry in merged[kind]}
-            merged[kind] += [e for e in content.get(kind) or [] if e.get("name") not in known]
+            merged[kind] += content.get(kind) or []
     return merged
 
 
@@ -136,7 +141,7 @@ def _named(
 
 
 def _names(entries: list[dict[str, Any]]) -> str:
-    return ", ".join(sorted(str(entry.get("name")) for entry in entries)) or "none"
+    return ", ".join(sorted({str(entry.get("name")) for entry in entries})) or "none"
 
 
 def _check_server(context: Context) -> None:
@@ -155,7 +160,7 @@ def _check_server(context: Context) -> None:
         )
     if not context.server.startswith("https://") and not context.is_loopback:
         raise LaunchError(
-            f"The context {context.name!r} has the server {context.server}, which is not https: "
+            f"The context {context.name!r} has the server {context.address}, which is not https: "
             "your credentials would travel in the clear. Only this machine is reached without it."
         )
 

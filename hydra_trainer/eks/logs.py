@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from .channel import Silent
 from .connection import Connection, Request
 from .refusals import ApiError
-from .retry import Silent, Trouble
+from .retry import Trouble
 from .watch import Object, lines_of
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d) ?")
@@ -71,8 +72,8 @@ class Log:
     """Reads the log of one pod: not of another that takes its name.
 
     `request(wanted)` makes a request; `get(resource, name)` returns an object or None;
-    `await_pod(name, is_ready)` returns a pod once it satisfies the function, or None when it is
-    deleted before.
+    `await_pod(name, is_ready, may_come)` returns a pod once it satisfies the function, or None when
+    it is deleted before, or is not there and may not come.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class Log:
         wanted: Wanted,
         request: Callable[[Wanted], Request],
         get: Callable[[str, str], Object | None],
-        await_pod: Callable[[str, Callable[[Object], bool]], Object | None],
+        await_pod: Callable[[str, Callable[[Object], bool], bool], Object | None],
     ) -> None:
         self.connection = connection
         self.wanted = wanted
@@ -119,8 +120,8 @@ class Log:
         again = self._told.again()
         try:
             response = self.connection.send(self.request(self._rest()))
-            server, is_all = self.connection.context.server, not self.wanted.follow
-            for raw in lines_of(response, server, unfinished=is_all):
+            address, is_all = self.connection.context.address, not self.wanted.follow
+            for raw in lines_of(response, address, unfinished=is_all):
                 line = raw.decode("utf-8", "replace")
                 if again[line] > 0:
                     again[line] -= 1
@@ -161,7 +162,7 @@ class Log:
         if _has_ended(pod):
             self.wanted = replace(self.wanted, follow=False)
             return True
-        return self._wait(_is_running)
+        return _is_running(pod, self.wanted.container) or self._wait(_is_running)
 
     def _wait(self, is_ready: Callable[[Object, str], bool]) -> bool:
         """Wait until the pod is ready. False when it is gone, or another one has its name."""
@@ -170,7 +171,7 @@ class Log:
             is_other = self._uid not in (None, pod["metadata"]["uid"])
             return is_other or is_ready(pod, self.wanted.container)
 
-        pod = self.await_pod(self.wanted.pod, is_enough)
+        pod = self.await_pod(self.wanted.pod, is_enough, self._uid is None)
         if pod is None or self._uid not in (None, pod["metadata"]["uid"]):
             return False
         self._uid = pod["metadata"]["uid"]

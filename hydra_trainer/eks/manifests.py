@@ -31,11 +31,12 @@ SUFFIX = 8  # hex characters of the identity, at the end of a name
 def job_name(job: JobSpec, options: Options) -> str:
     """Return the job's name on the cluster: a DNS-1035 label, short enough for its pods' names.
 
-    The operator gives each pod a Service of the pod's name, and that is a label of at most 63
-    characters as well; so are the host names that Kubeflow Trainer makes.
+    The training operator gives each pod a Service of the pod's name (-worker-N), and that is a
+    label of at most 63 characters as well. JobSet counts -node-0-N and the five letters that a Job
+    adds. HyperPod's names are taken for those of a StatefulSet, which has room for 52.
     """
     last = len(str(max(job.resources.nodes - 1, 0)))
-    tail = {"pytorchjob": 8 + last, "trainjob": 8 + last, "hyperpod": 5 + last}[options.api]
+    tail = {"pytorchjob": 8 + last, "trainjob": 14 + last, "hyperpod": 15}[options.api]
     room = 63 - tail - SUFFIX - 1
     front = NAMED.sub("-", job.name[: -SUFFIX - 1].lower()).strip("-") or "job"
     front = front if front[0].isalpha() else f"job-{front}"
@@ -148,7 +149,7 @@ def _storage_problems(job: JobSpec) -> list[str]:
 
 def _config_map(job: JobSpec, options: Options, name: str) -> dict[str, Any]:
     config = json.loads(json.dumps(job.config))
-    config["run"]["dir"] = pod.run_dir(job, name)
+    config["run"]["dir"] = pod.run_dir(job)
     # How it was sent is none of the worker's business, and not the same in each sitting.
     config["launcher"] = {"_target_": config["launcher"]["_target_"]}
     text = yaml.dump(

@@ -80,7 +80,7 @@ def _container(job: JobSpec, options: Options, name: str, container: str) -> dic
         "name": container,
         "image": options.image,
         "imagePullPolicy": options.image_pull_policy,
-        "command": command(job, options, name),
+        "command": command(job, options),
         "env": _env(job, options),
         "resources": resources(job, options),
         "securityContext": _container_security(options),
@@ -90,7 +90,7 @@ def _container(job: JobSpec, options: Options, name: str, container: str) -> dic
     }
 
 
-def command(job: JobSpec, options: Options, name: str) -> list[str]:
+def command(job: JobSpec, options: Options) -> list[str]:
     """Return what a pod runs: the bootstrap, in exec form, so that SIGTERM reaches it."""
     code = job.config["code"]
     delivery = code["delivery"]
@@ -106,14 +106,14 @@ def command(job: JobSpec, options: Options, name: str) -> list[str]:
         f"--attempts={options.attempts}",
         f"--grace={max(options.grace - MARGIN, 1)}",
         f"--report={REPORT}",
-        f"--run-dir={_path(run_dir(job, name), job, options)}",
+        f"--run-dir={_path(run_dir(job), job, options)}",
         *([f"--code={bundled}", f"--work={WORK}/code"] if bundled else []),
         *(f"--pip={requirement}" for requirement in code["pip"]),
         f"{JOB}/config.yaml",
     ]
 
 
-def run_dir(job: JobSpec, name: str) -> str:
+def run_dir(job: JobSpec) -> str:
     """Return the run directory as the configuration of the worker names it.
 
     A relative `storage.output` means a folder of the machine that submits, which no pod has: the
@@ -122,7 +122,7 @@ def run_dir(job: JobSpec, name: str) -> str:
     output = str(job.config["storage"]["output"])
     if not OPEN.search(output) and not output.startswith("/"):
         output = f"${{mount:{OUTPUT}}}"
-    return f"{output.rstrip('/')}/{name}"
+    return f"{output.rstrip('/')}/{job.name}"
 
 
 def _path(text: str, job: JobSpec, options: Options) -> str:
@@ -141,7 +141,7 @@ def pod_mounts(job: JobSpec, options: Options) -> list[Mount]:
         ConfigError: a used mount has no place on a cluster.
     """
     used = set(OPEN.findall(str(without_storage(job))))
-    used |= set(OPEN.findall(str(job.config["storage"]["output"]) + run_dir(job, "")))
+    used |= set(OPEN.findall(str(job.config["storage"]["output"]) + run_dir(job)))
     found, problems = [], []
     for name, mount in {**_own_output(job), **job.mounts}.items():
         if mount.kind in CLAIMED and mount.claim:

@@ -8,8 +8,7 @@ ApiError               any refusal: `code`, `reason` and `message` are the serve
 
 import json
 import re
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from hydra_trainer.errors import LaunchError
 
@@ -64,8 +63,7 @@ CONFIG_KEYS = (
 PATH = re.compile(r"(?<![\w.])(?:spec|metadata|data|binaryData)(?:[.\[][\w./\[\]*-]+)")
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One thing that is asked of the server: `create` of `pytorchjobs.kubeflow.org/v1` ..."""
 
     verb: str

@@ -36,10 +36,6 @@ class Trouble(Exception):
         self.reached = reached
 
 
-class Silent(Exception):
-    """A stream that is open, as far as anybody knows, brought nothing for as long as it may."""
-
-
 @dataclass(frozen=True)
 class Retry:
     """The budget of one request, and the clock it is measured with.

@@ -5,16 +5,15 @@ forgotten that version, the objects are listed and the difference is told as if 
 https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .connection import Connection, Request, broken
+from .channel import Broken, Silent
+from .connection import Answer, Connection, Request, broken
 from .refusals import ApiError, Expired, refusal
-from .retry import TRANSIENT, Silent, Trouble
-
-if TYPE_CHECKING:
-    from urllib3 import BaseHTTPResponse
+from .retry import TRANSIENT, Trouble
 
 Object = dict[str, Any]
 """What the API gives and takes, as plain JSON."""
@@ -27,8 +26,6 @@ MARGIN = 15.0
 
 LASTED = 1.0
 """Seconds: a watch that ends sooner, and brought nothing, is not renewed without a pause."""
-
-CHUNK = 1 << 16
 
 
 class Watch:
@@ -85,7 +82,7 @@ class Watch:
         self._opened, self._came = None, False
         response = self.connection.send(self.request(self.since))
         self._opened = self.connection.retry.clock()
-        for line in lines_of(response, self.connection.context.server):
+        for line in lines_of(response, self.connection.context.address):
             change = _parsed(line)
             event = self._seen(change["type"], change["object"])
             self._came = True
@@ -127,27 +124,20 @@ class Watch:
                 yield "MODIFIED", obj
 
 
-def lines_of(
-    response: "BaseHTTPResponse", server: str, *, unfinished: bool = False
-) -> Iterator[bytes]:
+def lines_of(answer: Answer, address: str, *, unfinished: bool = False) -> Iterator[bytes]:
     """Yield the lines of a stream as they come, without their ends.
 
     A last line that has no end is cut off, and told only where it may be `unfinished`. Raises
     Silent when nothing comes for too long, Trouble when the connection breaks.
     """
-    from urllib3 import exceptions
-
     rest = b""
-    try:
-        for chunk in response.stream(CHUNK):
-            *lines, rest = (rest + chunk).split(b"\n")
-            yield from lines
-    except exceptions.ReadTimeoutError as error:
-        raise Silent from error
-    except exceptions.HTTPError as error:
-        raise broken(error, server) from error
-    finally:
-        response.close()
+    with contextlib.closing(answer.reply.pieces()) as pieces:
+        try:
+            for piece in pieces:
+                *lines, rest = (rest + piece).split(b"\n")
+                yield from lines
+        except Broken as error:
+            raise broken(error, address) from error
     if rest and unfinished:
         yield rest
 

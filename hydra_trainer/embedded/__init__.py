@@ -17,21 +17,31 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from hydra_trainer.errors import LaunchError
 
 from . import kubeconfig
-from .cluster import KUBECONFIG, LOCK, Embedded, hold
+from .home import KUBECONFIG, LOCK, LOG, START_LOCK, hold
+
+if TYPE_CHECKING:
+    from .cluster import Embedded
 
 __all__ = ["Embedded", "start", "stop"]
 
-LOG = "server.log"
-START_LOCK = "start.lock"
-
 STARTS_WITHIN = 120.0
-STOPS_WITHIN = 150.0
-"""Seconds: a start on a machine with much to do; a stop with pods that save what they have."""
+STOPS_WITHIN = 60.0
+"""Seconds, on a machine with much to do."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import the cluster when somebody has it in his own process: a start does not need it."""
+    if name != "Embedded":
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from .cluster import Embedded
+
+    return Embedded
 
 
 def start(home: Path) -> Path:
@@ -48,21 +58,26 @@ def start(home: Path) -> Path:
 
 
 def stop(home: Path) -> None:
-    """End the process of the cluster in a folder, and its pods, as `docker stop` would.
+    """End the process of the cluster in a folder, and its pods.
 
     Returns when it has ended; nothing happens when there is none. Raises LaunchError when it had to
     be killed.
     """
-    if not (home / LOCK).exists():
+    try:
+        hold(home / LOCK, wait=False).close()
         return
+    except FileNotFoundError:
+        return
+    except BlockingIOError:
+        pid = int((home / LOCK).read_text())
     _ask(home, "POST", "/embedded/stop")
     until = time.monotonic() + STOPS_WITHIN
     while time.monotonic() < until:
-        with contextlib.suppress(BlockingIOError):
-            hold(home / LOCK, wait=False).close()
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
             return
         time.sleep(0.02)
-    pid = int((home / LOCK).read_text())
     os.kill(pid, signal.SIGKILL)
     raise LaunchError(
         f"The embedded cluster in {home} (process {pid}) did not end, and was killed."

@@ -11,8 +11,8 @@ import signal
 import threading
 from pathlib import Path
 
-from . import START_LOCK
-from .cluster import Embedded, hold
+from .cluster import Embedded
+from .home import START_LOCK, hold
 
 IDLE = 300.0
 """Seconds without a request and without a running pod after which the process ends."""
@@ -25,7 +25,7 @@ def main() -> None:
     ending = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ending.set())
-    with Embedded(arguments.home, wait=True) as cluster:
+    with Embedded(arguments.home, capacity=dict(arguments.capacity), wait=True) as cluster:
         cluster.server.on_stop = ending.set
         if arguments.ready is None:
             print(f"export KUBECONFIG={cluster.kubeconfig}", flush=True)
@@ -33,6 +33,7 @@ def main() -> None:
             os.write(arguments.ready, b"1")
             os.close(arguments.ready)
         while not ending.wait(min(15.0, arguments.idle / 4)):
+            cluster.tidy()
             if _is_idle(cluster, arguments.idle) and _leave(cluster, arguments.idle):
                 break
 
@@ -43,10 +44,23 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--idle", type=float, default=IDLE, help="seconds without work before it ends"
     )
+    parser.add_argument(
+        "--capacity",
+        type=_amount,
+        action="append",
+        default=[],
+        metavar="RESOURCE=NUMBER",
+        help="what pods may ask for beside CPU and memory: nvidia.com/gpu=8",
+    )
     parser.add_argument("--ready", type=int, help=argparse.SUPPRESS)  # a pipe to write to
     arguments = parser.parse_args()
     arguments.home = arguments.home.absolute()
     return arguments
+
+
+def _amount(text: str) -> tuple[str, int]:
+    resource, _, number = text.partition("=")
+    return resource, int(number)
 
 
 def _is_idle(cluster: Embedded, seconds: float) -> bool:

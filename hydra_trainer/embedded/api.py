@@ -1,6 +1,7 @@
 """From a request to its answer: who asks, what for, may they, and what comes of it."""
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ TOKEN_PREFIX = "/as/"
 """A token can also be the first part of a URL: kubectl sends none in a header without TLS."""
 
 
+LOOK = 0.1
+"""Seconds between two looks whether a client that is told nothing has gone."""
+
+
 class Broken(Exception):
     """The connection is to be broken off."""
 
@@ -31,7 +36,7 @@ class Api:
     Args:
         home: the folder with the logs.
         absent: groups that the cluster is to be without, as if nobody had installed them.
-        is_ending: whether the server is about to stop.
+        ending: set when the server is about to stop.
     """
 
     def __init__(
@@ -41,15 +46,15 @@ class Api:
         faults: Faults,
         home: Path,
         absent: frozenset[str],
-        is_ending: Callable[[], bool],
+        ending: threading.Event,
     ) -> None:
         self.access = access
         self.faults = faults
         self._absent = absent
-        self._is_ending = is_ending
+        self._ending = ending
         self._discovery = Discovery(absent)
         self._logs = PodLogs(store, home)
-        self._reading = Reading(store, is_ending)
+        self._reading = Reading(store, ending)
         self._writing = Writing(store, access)
 
     def answer(self, request: Request, is_alive: Callable[[], bool]) -> Response:
@@ -85,6 +90,8 @@ class Api:
         response = (
             self._do(wanted, request, user, is_alive) if wanted else self._other(request, user)
         )
+        if fault and fault.kind == "late":
+            raise fault.refusal(request)
         if fault and fault.kind == "lost":
             raise Broken
         if fault and response.stream:
@@ -111,7 +118,12 @@ class Api:
         self.access.check(user, wanted.asked(what))
         self._check_possible(wanted, what)
         if what == "get" and wanted.subresource == "log":
-            lines = self._logs.open(wanted.namespace, wanted.name, Wanted.of(request.query))
+            lines = self._logs.open(
+                wanted.namespace,
+                wanted.name,
+                Wanted.of(request.query),
+                lambda: is_alive() and not self._ending.is_set(),
+            )
             return Response(type="text/plain", stream=lines)
         if what == "watch" or (what == "get" and is_watch(request)):
             return Response(stream=self._reading.watch(wanted, request, is_alive))
@@ -159,8 +171,8 @@ class Api:
             self._reading.forget()
             yield error_line(too_old(1, 2))
         elif fault.kind == "silent":
-            while is_alive() and not self._is_ending():
-                yield b""
+            while is_alive() and not self._ending.wait(LOOK):
+                pass
         stream.close()  # type: ignore[attr-defined]
 
 

@@ -1,22 +1,24 @@
 """The embedded cluster in this process: a store, its server, and the controllers that run pods."""
 
 import contextlib
-import fcntl
-import os
+import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 from . import kubeconfig
 from .access import User
 from .history import Object
+from .home import KUBECONFIG, LOCK, hold
 from .kinds import KINDS, Kind
+from .kubelet import Kubelet
+from .operators import Controllers
+from .podlogs import LOGS
 from .refusals import ApiError
 from .server import Server
-from .store import Store
+from .store import Store, now
 
-KUBECONFIG = "kubeconfig"
-LOCK = "lock"
+EVENTS_FOR = 3600.0  # seconds, as in a real cluster
 
 NAMESPACES = ("default", "kube-system")
 
@@ -24,11 +26,18 @@ NAMESPACES = ("default", "kube-system")
 class Embedded:
     """A cluster that lives as long as a `with` block; its objects stay in `home`.
 
-    Raises BlockingIOError when another process has a cluster in that home.
+        with Embedded(home) as cluster:
+            cluster.faults.add(Fault("lost", method="POST", times=3))
+            subprocess.run(["kubectl", "--kubeconfig", cluster.kubeconfig, "get", "pods"])
+            cluster.controllers.kubelet.kill("default", "job-worker-0")
+
+    `store` has its objects. Raises BlockingIOError when another process has a cluster in that home.
 
     Args:
         home: a folder of its own, which is made if need be.
         absent: API groups that nobody has installed, such as kubeflow.org.
+        capacity: extended resources of the node, such as {"nvidia.com/gpu": 8}.
+        claims: the PersistentVolumeClaims that pods find; None: any, made on use.
         controllers: whether operators and a kubelet run, or objects just stay as they are.
         wait: whether to wait for another process that has the home, to its end.
     """
@@ -38,27 +47,34 @@ class Embedded:
         home: Path,
         *,
         absent: frozenset[str] = frozenset(),
+        capacity: dict[str, int] | None = None,
+        claims: list[str] | None = None,
         controllers: bool = True,
         wait: bool = False,
     ) -> None:
         self.home = home
         self.kubeconfig = home / KUBECONFIG
         self._absent = absent
+        self._capacity = capacity
+        self._claims = claims
         self._with_controllers = controllers
         self._wait = wait
-        self._controllers: Any = None
+        self.controllers: Any = None
 
     def __enter__(self) -> "Embedded":
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = hold(self.home / LOCK, wait=self._wait)
         self.store = Store(self.home)
         _seed(self.store, self._absent)
+        self.tidy()
         before = kubeconfig.read(self.kubeconfig)
         port = before.port if before else 0
         self.server = Server(self.store, self.home, port=port, absent=self._absent)
         self.faults = self.server.faults
         if self._with_controllers:
-            self._controllers = _controllers(self.store, self.home)
+            kubelet = Kubelet(self.store, self.home, self._capacity, self._claims)
+            self.controllers = Controllers(self.store, self.home, kubelet)
+            self.controllers.start()
         self.server.start()
         kubeconfig.write(self.kubeconfig, self.server.entry())
         return self
@@ -69,8 +85,8 @@ class Embedded:
         error: BaseException | None,
         where: TracebackType | None,
     ) -> None:
-        if self._controllers:
-            self._controllers.stop()
+        if self.controllers:
+            self.controllers.stop()
         self.server.stop()
         self.store.close()
         self._lock.close()
@@ -81,35 +97,24 @@ class Embedded:
         file = self.home / f"kubeconfig.{name.replace('/', '_')}"
         return kubeconfig.write(file, self.server.entry(token), namespace)
 
+    def tidy(self) -> None:
+        """Forget events of more than an hour ago, and the logs of pods that are gone."""
+        folders = [*(self.home / LOGS).glob("*")]
+        pods = {record.uid for record in self.store.records("pods")[0]}
+        for folder in folders:
+            if folder.name.rpartition("_")[2] not in pods:
+                shutil.rmtree(folder, ignore_errors=True)
+        oldest = now(-EVENTS_FOR)
+        for event in self.store.list("events")[0]:
+            if str(event.get("lastTimestamp") or event["metadata"]["creationTimestamp"]) < oldest:
+                self.store.remove(
+                    "events", event["metadata"]["namespace"], event["metadata"]["name"]
+                )
+
     @property
     def is_working(self) -> bool:
         """Whether a container runs."""
         return any(_runs(record.load()) for record in self.store.records("pods")[0])
-
-
-def hold(file: Path, *, wait: bool) -> IO[str]:
-    """Lock a file and return it; closing it, or the end of the process, lets it go.
-
-    It holds the number of the process. Raises BlockingIOError when another one has it.
-    """
-    stream = file.open("a+")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        stream.close()
-        raise
-    stream.truncate(0)
-    stream.write(f"{os.getpid()}\n")
-    stream.flush()
-    return stream
-
-
-def _controllers(store: Store, home: Path) -> Any:
-    from .operators import Controllers
-
-    controllers = Controllers(store, home)
-    controllers.start()
-    return controllers
 
 
 def _runs(pod: Object) -> bool:

@@ -19,6 +19,7 @@ from .wire import Request
 KINDS = {
     "status": "answer with `code`, and do not do what was asked",
     "reset": "break the connection off, and do not do what was asked",
+    "late": "do what was asked, and answer with `code` all the same",
     "lost": "do what was asked, and break the connection off instead of answering",
     "silent": "let a watch say nothing more after `after` events, and not end either",
     "compact": "forget the history after `after` events of a watch, which ends with 410",
@@ -42,7 +43,7 @@ class Fault:
 
     Args:
         kind: one of KINDS.
-        code: of a "status".
+        code: of a "status" or "late".
         method: GET, POST, ...; empty for all.
         path: a regular expression that is looked for in the path (without the query).
         times: how often; None for ever.
@@ -50,7 +51,7 @@ class Fault:
         seed: makes the chance the same in each run.
         skip: so many requests are spared first.
         after: events, or bytes, that come before it.
-        retry_after: seconds, in the header of a "status"; none without.
+        retry_after: seconds, in the header that goes with the code; none without.
         message: what the Status says, in place of the words of a real server.
     """
 
@@ -92,7 +93,7 @@ class Fault:
         return True
 
     def refusal(self, request: Request) -> ApiError:
-        """Return what a "status" says."""
+        """Return what goes with the code."""
         reason, text = REFUSALS.get(self.code, ("", f"HTTP {self.code}"))
         text = self.message or text.format(verb=request.method.lower(), path=request.path)
         details = None if self.retry_after is None else {"retryAfterSeconds": self.retry_after}

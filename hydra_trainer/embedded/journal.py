@@ -60,6 +60,7 @@ class Journal:
 
     def close(self) -> None:
         os.close(self._file)
+        self._file = -1  # so that no later write goes to a file that has got the number
 
     def _write(self, line: bytes) -> None:
         """Append a line, or nothing when there is no room. Raises OSError."""

@@ -24,11 +24,15 @@ SYSTEM_FIELDS = (
     "generation",
     "resourceVersion",
 )
-WITHOUT_GENERATION = frozenset(
-    {"configmaps", "events", "namespaces", "nodes", "secrets", "serviceaccounts", "services"}
+WITH_GENERATION = frozenset(
+    {"pods", "jobs.batch", "customresourcedefinitions.apiextensions.k8s.io"}
 )
+"""Of the built-in kinds; custom ones all have it."""
+
 SUFFIX = "bcdfghjklmnpqrstvwxz2456789"
 """Of the five letters after a generateName: no vowels, nothing that looks like another."""
+
+ENCODE = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 DEFAULT_GRACE = 30
 """Seconds between SIGTERM and SIGKILL for a pod that does not say."""
@@ -60,7 +64,7 @@ def fresh(kind: Kind, namespace: str, obj: Object) -> Object:
     system = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": now()}
     if kind.namespaced:
         system["namespace"] = namespace
-    if kind.resource not in WITHOUT_GENERATION:
+    if kind.custom or kind.resource in WITH_GENERATION:
         return {**system, "generation": 1, **meta}
     return {**system, **meta}
 
@@ -130,7 +134,7 @@ def recorded(kind: Kind, obj: Object, version: int) -> Record:
     if version:
         meta["resourceVersion"] = str(version)
     head = {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": meta}
-    text = json.dumps({**head, **obj}, separators=(",", ":")).encode()
+    text = ENCODE({**head, **obj}).encode()
     labels: Mapping[str, str] = meta.get("labels") or {}
     return Record(
         kind.resource,

@@ -17,6 +17,7 @@ from .refusals import ApiError, bad_request
 from .store import Store
 
 LINE = re.compile(rb"(\S+) (?:stdout|stderr) ([FP]) (.*\n?)", re.DOTALL)
+LOGS = "logs"
 POLL = 0.05
 """Seconds between two looks at a file that is followed."""
 
@@ -25,7 +26,7 @@ def log_file(home: Path, pod: Object, container: str, restart: int) -> Path:
     """Return the file for one start of a container (`restart`: how many there were before it)."""
     meta = pod["metadata"]
     folder = f"{meta['namespace']}_{meta['name']}_{meta['uid']}"
-    return home / "logs" / folder / container / f"{restart}.log"
+    return home / LOGS / folder / container / f"{restart}.log"
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,10 @@ class PodLogs:
         self.store = store
         self.home = home
 
-    def open(self, namespace: str, name: str, wanted: Wanted) -> Iterator[bytes]:
-        """Return the lines of a log as they come.
+    def open(
+        self, namespace: str, name: str, wanted: Wanted, is_alive: Callable[[], bool]
+    ) -> Iterator[bytes]:
+        """Return the lines of a log as they come; a client that follows it may go away.
 
         Raises ApiError, here and not later: 404 without the pod, 400 where the container is none
         of its, or has not started.
@@ -81,7 +84,7 @@ class PodLogs:
         file = log_file(self.home, pod, container, restart)
 
         def is_over() -> bool:
-            return self._is_over(pod, container, restart)
+            return not is_alive() or self._is_over(pod, container, restart)
 
         lines = _lines(file, is_over if wanted.follow else lambda: True)
         return _selected(lines, wanted, _tail(file, wanted))
@@ -167,10 +170,8 @@ def _tail(file: Path, wanted: Wanted) -> int:
     """Return how many of the selected lines of a file to leave out."""
     if wanted.tail is None:
         return 0
-    everything = Wanted(since=wanted.since)
-    return max(
-        0, sum(1 for _ in _selected(_lines(file, lambda: True), everything, 0)) - wanted.tail
-    )
+    pieces = _selected(_lines(file, lambda: True), Wanted(since=wanted.since), 0)
+    return max(0, sum(piece.endswith(b"\n") for piece in pieces) - wanted.tail)
 
 
 def _selected(lines: Iterator[bytes], wanted: Wanted, skip: int) -> Iterator[bytes]:

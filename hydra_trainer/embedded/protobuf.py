@@ -148,7 +148,7 @@ def _message(data: memoryview, message: Message) -> Object:
         elif isinstance(holds, tuple):
             entry = _message(_bytes(value), {1: ("key", STRING), 2: ("value", holds[1])})
             found.setdefault(name, {})[entry.get("key", "")] = entry.get("value", "")
-        else:
+        elif value or holds != STRING:  # Go writes the empty ones too
             found[name] = _value(value, holds)
     return found
 
@@ -156,7 +156,7 @@ def _message(data: memoryview, message: Message) -> Object:
 def _value(value: int | memoryview, holds: Any) -> Any:
     if isinstance(holds, dict):
         inner = _message(_bytes(value), holds)
-        return inner[""] if "" in inner else inner
+        return inner.get("", inner)
     if holds == NUMBER:
         return value
     if holds == TRUTH:

@@ -16,6 +16,7 @@ from .history import Event, Object, Record
 from .kinds import Kind
 from .refusals import ApiError, bad_request, expired
 from .routes import Target
+from .selectors import selector
 from .store import BOOKMARK, Store
 from .wire import Request, Response
 
@@ -40,12 +41,12 @@ class Reading:
     """Answers GET from a store.
 
     Args:
-        is_ending: whether the server is about to stop, which ends all watches.
+        ending: set when the server is about to stop, which ends all watches.
     """
 
-    def __init__(self, store: Store, is_ending: Callable[[], bool]) -> None:
+    def __init__(self, store: Store, ending: threading.Event) -> None:
         self._store = store
-        self._is_ending = is_ending
+        self._ending = ending
         self._rests: OrderedDict[str, Rest] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -81,12 +82,13 @@ class Reading:
 
         def wait() -> float | None:
             left = end - time.monotonic()
-            if left <= 0 or self._is_ending() or not is_alive():
+            if left <= 0 or self._ending.is_set() or not is_alive():
                 return None
             return min(BOOKMARK, left)
 
         since = _since(request)
         labels, fields = _selectors(request) or ("", "")
+        selector(target.resource, labels, fields)  # they are looked at when the stream begins
         events = self._store.watch(
             target.resource,
             target.namespace or None,

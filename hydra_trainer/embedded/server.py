@@ -45,9 +45,9 @@ class Server:
         self.store = store
         self.faults = Faults()
         self.access = Access(store, home / "tokens.json")
-        self._api = Api(store, self.access, self.faults, home, absent, self._is_ending)
-        self._listener = _listener(port)
         self._ending = threading.Event()
+        self._api = Api(store, self.access, self.faults, home, absent, self._ending)
+        self._listener = _listener(port)
         self._lock = threading.Lock()
         self._wires: set[Wire] = set()
         self._busy = 0
@@ -81,9 +81,6 @@ class Server:
         """Return the seconds since somebody asked for something; 0 while a request is served."""
         with self._lock:
             return 0.0 if self._busy else time.monotonic() - self._last
-
-    def _is_ending(self) -> bool:
-        return self._ending.is_set()
 
     def _accept(self) -> None:
         while not self._ending.is_set():

@@ -110,16 +110,22 @@ def age(stamp: Any) -> str:
 
 def duration(seconds: int) -> str:
     """Two units at most, and one where the larger one says enough."""
+    minutes, hours, days = seconds // 60, seconds // 3600, seconds // 86400
     if seconds < 120:
         return f"{max(0, seconds)}s"
-    steps = ((60, "m", "s", 10), (3600, "h", "m", 8), (86400, "d", "h", 8))
-    for size, name, smaller, limit in steps:
-        count, rest = divmod(seconds, size)
-        if size < 86400 and seconds >= (10800, 172800)[size == 3600]:
-            continue
-        part = rest // {"m": 1, "h": 60, "d": 3600}[name]
-        return f"{count}{name}{part}{smaller}" if part and count < limit else f"{count}{name}"
-    return "<unknown>"
+    if minutes < 10:
+        return _two(minutes, "m", seconds % 60, "s")
+    if hours < 3:
+        return f"{minutes}m"
+    if hours < 8:
+        return _two(hours, "h", minutes % 60, "m")
+    if days < 2:
+        return f"{hours}h"
+    return _two(days, "d", hours % 24, "h") if days < 8 else f"{days}d"
+
+
+def _two(count: int, unit: str, rest: int, smaller: str) -> str:
+    return f"{count}{unit}{rest}{smaller}" if rest else f"{count}{unit}"
 
 
 # ----------------------------------------------------------------------------------- built-in kinds
@@ -189,7 +195,6 @@ def _event(event: Object) -> Cells:
         "Source": (event.get("source") or {}).get("component", ""),
         "Message": str(event.get("message", "")).strip(),
         "Count": event.get("count") or 1,
-        "Name": event["metadata"]["name"],
     }
 
 

@@ -19,6 +19,12 @@ HEAD_LIMIT = 64 << 10
 BODY_LIMIT = 3 << 20
 """Bytes. The body: 3 MiB, as `--max-request-body-bytes` of a real API server."""
 
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
+
+
+DECODE = json.JSONDecoder(parse_constant=_no_number).decode
 PHRASES = {status.value: status.phrase for status in HTTPStatus}
 
 
@@ -46,7 +52,7 @@ class Request:
 
     def json(self) -> Any:
         """Raises ValueError."""
-        return json.loads(self.body)
+        return DECODE(self.body.decode())
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """POST, PUT, PATCH and DELETE: what a client may write, checked as a real server checks it."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -48,9 +49,9 @@ class Writing:
         """Raises ApiError 400, 404, 409 or 422."""
         body = check_body(target.kind, target.namespace, target.name, _decoded(request))
 
-        def write(found: Object) -> None:
+        def write(found: Object) -> list[str]:
             metadata.check_unchanged(target.resource, found["metadata"], body["metadata"])
-            self._take_over(target, request, found, body)
+            return self._take_over(target, request, found, body)
 
         return self._update(target, request, write)
 
@@ -59,15 +60,16 @@ class Writing:
         media_type = request.headers.get("content-type", "").partition(";")[0]
         patch = _decoded(request)
         if media_type == patches.APPLY and self._find(target) is None:
-            return self._create(target, request, check_body(target.kind, "", target.name, patch))
+            body = check_body(target.kind, target.namespace, target.name, patch)
+            return self._create(target, request, body)
 
-        def write(found: Object) -> None:
+        def write(found: Object) -> list[str]:
             was = found["metadata"]
             body = patches.patched(found, patch, media_type, custom=target.kind.custom)
             if not isinstance(body, dict) or not isinstance(body.get("metadata"), dict):
                 raise bad_request("the patch leaves no object")
             metadata.check_unchanged(target.resource, was, body["metadata"])
-            self._take_over(target, request, found, body)
+            return self._take_over(target, request, found, body)
 
         return self._update(target, request, write)
 
@@ -100,31 +102,43 @@ class Writing:
         kind = target.kind
         if kind.status and (kind.custom or kind.kind == "Pod"):
             body.pop("status", None)
-        self._admission.create(kind, target.namespace, body, _validation(request))
+        unknown = self._admission.create(kind, target.namespace, body, _validation(request))
         check_size(request.body)
         record = self._store.insert(
             target.resource, target.namespace, body, dry_run=_is_dry(request)
         )
-        return Response(reading.as_accepted(kind, record.text, request), 201)
+        text = reading.as_accepted(kind, record.text, request)
+        return Response(text, 201, headers=_warnings(request, unknown))
 
-    def _take_over(self, target: Target, request: Request, found: Object, body: Object) -> None:
-        """Change an object to what a client wants it to be, if it may."""
+    def _take_over(
+        self, target: Target, request: Request, found: Object, body: Object
+    ) -> list[str]:
+        """Change an object to what a client wants it to be, if it may; return unknown fields."""
         before = json.loads(json.dumps(found))
         metadata.take_over(
             found, body, status=target.subresource == "status", split=target.kind.status
         )
-        if not target.subresource:
-            self._admission.update(target.kind, before, found, _validation(request))
+        if target.subresource:
+            return []
+        return self._admission.update(target.kind, before, found, _validation(request))
 
-    def _update(self, target: Target, request: Request, write: Any) -> Response:
+    def _update(
+        self, target: Target, request: Request, write: Callable[[Object], list[str]]
+    ) -> Response:
         if target.subresource not in ("", "status") or (
             target.subresource and not target.kind.status
         ):
             raise no_part(target)
+        unknown: list[str] = []
         record = self._store.update(
-            target.resource, target.namespace, target.name, write, dry_run=_is_dry(request)
+            target.resource,
+            target.namespace,
+            target.name,
+            lambda found: unknown.extend(write(found)),
+            dry_run=_is_dry(request),
         )
-        return Response(reading.as_accepted(target.kind, record.text, request))
+        text = reading.as_accepted(target.kind, record.text, request)
+        return Response(text, headers=_warnings(request, unknown))
 
     def _delete(self, record: Record, options: Object) -> Object:
         return self._store.delete(
@@ -189,11 +203,11 @@ def _options(request: Request) -> Object:
     for key in ("propagationPolicy", "dryRun"):
         if key in request.query:
             options[key] = request.query[key]
-    if "gracePeriodSeconds" in request.query:
-        try:
-            options["gracePeriodSeconds"] = int(request.query["gracePeriodSeconds"])
-        except ValueError:
-            raise bad_request("gracePeriodSeconds is no number") from None
+    grace = request.query.get("gracePeriodSeconds", options.get("gracePeriodSeconds"))
+    try:
+        options["gracePeriodSeconds"] = None if grace is None else int(grace)
+    except (TypeError, ValueError):
+        raise bad_request("gracePeriodSeconds is no number") from None
     return options
 
 
@@ -207,6 +221,14 @@ def _is_dry(request: Request) -> bool:
 
 def _validation(request: Request) -> str:
     return request.query.get("fieldValidation", "Warn")
+
+
+def _warnings(request: Request, unknown: list[str]) -> dict[str, str]:
+    """Return the header that tells of unknown fields, as kubectl shows it."""
+    if not unknown or _validation(request) == "Ignore":
+        return {}
+    words = "; ".join(f"unknown field {path}" for path in unknown)
+    return {"Warning": f'299 - "{words[:1000]}"'}
 
 
 def _success(target: Target, record: Record | None) -> Object:

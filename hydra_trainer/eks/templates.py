@@ -1,0 +1,100 @@
+"""Where the pods are in a manifest of each kind, and how many there will be."""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
+"""The label that tells Kubeflow Trainer which part of a runtime trains: the one with `trainer`."""
+
+
+class Template(NamedTuple):
+    """A pod template: its path in the manifest, what is in it, and the pods made from it."""
+
+    path: str
+    body: dict[str, Any]
+    pods: int
+    trains: str | None
+    """The container that the operator looks for; None: any."""
+
+
+def dig(node: Any, *keys: str) -> dict[str, Any]:
+    """Return the object at a path, or an empty one where there is none."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}
+
+
+def objects(node: Any, key: str) -> list[dict[str, Any]]:
+    """Return the list of objects under a key; an item that is none becomes an empty one.
+
+    What is no list or no object is the schema's to report, not that of a rule.
+    """
+    found = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(found, list):
+        return []
+    return [item if isinstance(item, dict) else {} for item in found]
+
+
+def count(node: dict[str, Any], key: str, default: int) -> int:
+    """Return an integer field, or the default."""
+    found = node.get(key)
+    return found if isinstance(found, int) and not isinstance(found, bool) else default
+
+
+def templates(manifest: dict[str, Any]) -> list[Template]:
+    """Return the pod templates of an object, in their order."""
+    find = FINDERS.get(str(manifest.get("kind")))
+    return list(find(dig(manifest, "spec"))) if find else []
+
+
+def _pytorchjob(spec: dict[str, Any]) -> Iterator[Template]:
+    for role in dig(spec, "pytorchReplicaSpecs"):
+        replica = dig(spec, "pytorchReplicaSpecs", role)
+        path = f"spec.pytorchReplicaSpecs.{role}.template"
+        yield Template(path, dig(replica, "template"), count(replica, "replicas", 1), "pytorch")
+
+
+def _hyperpod(spec: dict[str, Any]) -> Iterator[Template]:
+    for index, replica in enumerate(objects(spec, "replicaSpecs")):
+        path = f"spec.replicaSpecs[{index}].template"
+        yield Template(path, dig(replica, "template"), count(replica, "replicas", 1), None)
+
+
+def _jobset(spec: dict[str, Any]) -> Iterator[Template]:
+    yield from _replicated(spec, "spec")
+
+
+def _runtime(spec: dict[str, Any]) -> Iterator[Template]:
+    yield from _replicated(dig(spec, "template", "spec"), "spec.template.spec")
+
+
+def _replicated(spec: dict[str, Any], path: str) -> Iterator[Template]:
+    for index, job in enumerate(objects(spec, "replicatedJobs")):
+        body = dig(job, "template", "spec", "template")
+        pods = count(dig(job, "template", "spec"), "parallelism", 1)
+        trains = "node" if step(job) == "trainer" else None
+        yield Template(f"{path}.replicatedJobs[{index}].template.spec.template", body, pods, trains)
+
+
+def step(replicated_job: dict[str, Any]) -> Any:
+    """Return which step of a TrainJob a replicated job is, by its label."""
+    return dig(replicated_job, "template", "metadata", "labels").get(ANCESTOR)
+
+
+def _job(spec: dict[str, Any]) -> Iterator[Template]:
+    yield Template("spec.template", dig(spec, "template"), count(spec, "parallelism", 1), None)
+
+
+def _pod(spec: dict[str, Any]) -> Iterator[Template]:
+    yield Template("", {"spec": spec}, 1, None)
+
+
+FINDERS = {
+    "PyTorchJob": _pytorchjob,
+    "HyperPodPyTorchJob": _hyperpod,
+    "TrainingRuntime": _runtime,
+    "ClusterTrainingRuntime": _runtime,
+    "JobSet": _jobset,
+    "Job": _job,
+    "Pod": _pod,
+}

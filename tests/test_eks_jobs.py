@@ -1,0 +1,183 @@
+"""Whole jobs through the embedded cluster: the real client, real torchrun and gloo, two pods."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydra_trainer import __main__ as verbs
+from hydra_trainer import app, embedded
+from hydra_trainer.embedded import Embedded
+from hydra_trainer.job import JobHandle, JobState
+from hydra_trainer.launcher import RECORD, reaching, recorded
+
+from .conftest import REPOSITORY, SHORT, Job
+from .test_resume import assert_equal
+
+# With the tests of two ranks in one worker: they share a reference, and fill two cores.
+pytestmark = pytest.mark.xdist_group("ranks")
+
+EKS = ["launcher=eks", "launcher.embedded=true", "resources.nodes=2"]
+Hit = Callable[..., dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Embedded]:
+    with Embedded(tmp_path_factory.mktemp("cluster")) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def here(cluster: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster of this process instead of one in the background."""
+    monkeypatch.setattr(embedded, "start", lambda home: cluster.kubeconfig)
+    monkeypatch.chdir(REPOSITORY)
+
+
+class Sent:
+    """A job that was sent, and detached from."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder = folder
+        self.capsys = capsys
+        self.handle = JobHandle("eks", "none")
+
+    def send(self, *words: str, env: dict[str, str] | None = None) -> "Sent":
+        """Type the command, in this process."""
+        assert self.type(*self.words(*words, env=env), "launcher.detach=true") == 0
+        self.handle = JobHandle.parse(self.capsys.readouterr().out.strip())
+        return self
+
+    def words(self, *more: str, env: dict[str, str] | None = None) -> list[str]:
+        # As many threads as the reference: more would add up in another order.
+        given = {"OMP_NUM_THREADS": "1", **(env or {})}
+        drill = ", ".join(f"{key}: '{value}'" for key, value in given.items())
+        place = [f"storage.output={self.folder}/runs", f"name={self.folder.name}"]
+        return [*SHORT, *EKS, *place, f"+launcher.env={{{drill}}}", *more]
+
+    def type(self, *words: str) -> int:
+        import sys
+
+        sys.argv = ["train.py", *words]
+        try:
+            app.main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+        return 0
+
+    @property
+    def directory(self) -> Path:
+        return self.folder / "runs" / self.handle.path.rsplit("/", 1)[-1]
+
+    @property
+    def place(self) -> Any:
+        return reaching(self.handle)
+
+    def until(self, text: str) -> None:
+        """Read rank 0's log until it says something."""
+        for line in self.place.logs(self.handle, follow=True):
+            if text in line:
+                return
+        raise AssertionError(f"{text!r} was never said")
+
+    def assert_equal(self, reference: Job) -> None:
+        assert_equal(Job(self.directory, []), reference)
+
+
+@pytest.fixture
+def sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sent:
+    return Sent(tmp_path, capsys)
+
+
+def test_two_pods_train_what_two_ranks_train_here(
+    sent: Sent, reference: Job, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent.send()
+    assert sent.place.wait(sent.handle).state is JobState.SUCCEEDED
+    sent.assert_equal(reference)
+    status = sent.place.status(sent.handle)
+    assert status.exit_code == 0
+    assert status.result["objective"] == reference.result()["objective"]
+    assert recorded(sent.directory) == sent.handle and (sent.directory / RECORD).exists()
+
+    # The verbs, by the handle and by the directory, and the same command once more.
+    assert verbs.verb("status", [str(sent.directory)]) == 0
+    assert capsys.readouterr().out.startswith("SUCCEEDED  Completed  val/loss=")
+    assert verbs.verb("wait", [str(sent.handle)]) == 0
+    assert verbs.verb("logs", [str(sent.handle)]) == 0
+    assert "2 processes, CPU" in capsys.readouterr().out
+    assert verbs.verb("logs", [str(sent.handle), "--all"]) == 0
+    assert verbs.verb("logs", [str(sent.handle), "--rank", "7"]) == 1
+    assert "has no rank 7" in capsys.readouterr().err
+    assert verbs.verb("why", [str(sent.handle)]) == 0
+    assert "SUCCEEDED" in capsys.readouterr().out
+    assert sent.type(*sent.words()) == 0
+    printed = capsys.readouterr()
+    assert "is there already" in printed.err and "test accuracy" in printed.out
+
+
+@pytest.mark.parametrize("role", ["master", "worker"])
+def test_a_pod_that_is_killed_is_made_anew(
+    sent: Sent, reference: Job, cluster: Embedded, hit: Hit, role: str
+) -> None:
+    """The master holds the store through which all others meet."""
+    sent.send(env=hit("hang", "train", 13))
+    sent.until("hanging")
+    name = sent.handle.path.rsplit("/", 1)[-1]
+    cluster.controllers.kubelet.kill("default", f"{name}-{role}-0")
+    status = sent.place.wait(sent.handle)
+    assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
+    sent.assert_equal(reference)
+
+
+def test_a_drained_node_saves_and_goes_on(
+    sent: Sent, reference: Job, cluster: Embedded, hit: Hit
+) -> None:
+    env = hit("wait", "train", 13)
+    sent.send(env=env)
+    sent.until("waiting")
+    cluster.controllers.kubelet.drain()
+    Path(env["DRILL_DONE"] + "-go").touch()
+    status = sent.place.wait(sent.handle)
+    assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
+    sent.assert_equal(reference)
+    assert "going on from step 1" in "".join(
+        path.read_text() for path in (sent.directory / "logs").glob("rank-0.*")
+    )
+
+
+@pytest.mark.parametrize("api", ["trainjob", "hyperpod"])
+def test_the_other_operators_train_the_same(sent: Sent, reference: Job, api: str) -> None:
+    sent.send(f"launcher.api={api}")
+    status = sent.place.wait(sent.handle)
+    assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
+    sent.assert_equal(reference)
+
+
+def test_an_error_in_the_users_code_ends_the_job_and_is_told(
+    sent: Sent, hit: Hit, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sent.send("resources.nodes=1", env=hit("raise", "train", 3))
+    status = sent.place.wait(sent.handle)
+    assert (status.state, status.exit_code) == (JobState.FAILED, 1)
+    assert verbs.verb("why", [str(sent.handle)]) == 0
+    told = capsys.readouterr().out
+    assert "the drill divided by zero" in told and "ZeroDivisionError" in told
+    assert verbs.verb("wait", [str(sent.handle)]) == 1
+
+
+def test_cancel_lets_a_job_save(sent: Sent, cluster: Embedded, hit: Hit) -> None:
+    env = hit("wait", "train", 5)
+    sent.send("resources.nodes=1", env=env)
+    sent.until("waiting")
+    sent.place.cancel(sent.handle)
+    Path(env["DRILL_DONE"] + "-go").touch()
+    assert sent.place.wait(sent.handle).state is JobState.CANCELLED
+    assert Job(sent.directory, []).state()["global_step"] == 6
+    left = [
+        cluster.store.list(kind, "default", labels=f"hydra-trainer.dev/job={name}")[0]
+        for kind in ("pods", "configmaps")
+        for name in [sent.directory.name]
+    ]
+    assert left == [[], []]
