@@ -114,9 +114,15 @@ def run(cfg: Any) -> float | None:
         value = (result.get("objective") or {}).get("value")
         return None if value is None else float(value)
     if status.state is JobState.CANCELLED:
-        report.stopped(Path(job.output), result.get("unsaved"))
+        if handle.scheme == "local":
+            report.stopped(Path(job.output), result.get("unsaved"))
+        else:
+            launcher.say(f"{status.message} The same command sends it again, to go on from there.")
         sys.exit(status.exit_code or 143)
-    raise JobFailed(report.failed(result), status.exit_code or USER_ERROR)
+    text = report.failed(result) if result.get("error") else f"error: {status.message}"
+    if handle.scheme != "local":
+        text += f"\nTo see what happened and what to change: hydra-trainer why {handle}"
+    raise JobFailed(text, status.exit_code or USER_ERROR)
 
 
 def _explain(error: BaseException, words: Sequence[str]) -> int:

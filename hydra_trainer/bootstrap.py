@@ -46,6 +46,7 @@ REPORT_LIMIT = 4096
 
 POLL = 0.1  # seconds between two looks at the notes
 
+READ_TIMEOUT = 20  # seconds without an answer from the machine that they meet on
 JOIN_TIMEOUT = 1800  # seconds that machines wait for each other: a cluster may have to start one
 MOST_FILES = 100_000
 MOST_BYTES = 2**31  # of the unpacked code
@@ -330,7 +331,9 @@ def _rendezvous(environ: Mapping[str, str]) -> list[str]:
         return ["--nnodes=1", "--rdzv-endpoint=127.0.0.1:0"]  # any free port: no job meets another
     first, port = environ.get("PET_MASTER_ADDR"), environ.get("PET_MASTER_PORT")
     endpoint = environ.get("PET_RDZV_ENDPOINT") or f"{first}:{port}"
-    conf = f"join_timeout={JOIN_TIMEOUT},keep_alive_interval=2"
+    # A store that is silent for longer went with its machine; this one then ends, and meets the
+    # others anew.
+    conf = f"join_timeout={JOIN_TIMEOUT},keep_alive_interval=2,read_timeout={READ_TIMEOUT}"
     if "PET_NODE_RANK" not in environ:
         return [f"--nnodes={nodes}", f"--rdzv-endpoint={endpoint}", f"--rdzv-conf={conf}"]
     hosts = environ["PET_NODE_RANK"] == "0"

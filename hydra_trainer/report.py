@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bootstrap
-from .job import USER_ERROR, JobSpec
+from .job import JobSpec
 
 
 def program() -> str:
@@ -111,19 +111,6 @@ def stopped(directory: Path, unsaved: str | None) -> None:
 def failed(result: dict[str, Any]) -> str:
     """Return what to print of a job that failed elsewhere: which rank, and why."""
     return bootstrap.cause(result)
-
-
-def go_on(directory: Path, words: Sequence[str], exit_code: int) -> None:
-    """Print where the log of a failed run is, and how to go on with it."""
-    if (directory / "logs").exists():
-        print(f"log: {shown(directory / 'logs')}", file=sys.stderr)
-    if _saved_step(directory) is None:
-        return
-    line = "The same command goes on from its last checkpoint."
-    if exit_code == USER_ERROR:  # the directory's name depends on the code, which will have changed
-        own = command(words, f"hydra.run.dir={shown(directory)}")
-        line = f"To go on from its last checkpoint, once mended:\n  {own}"
-    print(line, file=sys.stderr)
 
 
 def _saved_step(directory: Path) -> int | None:

@@ -19,6 +19,7 @@ class Asked:
     query: dict[str, str]
     headers: dict[str, str]
     body: Any
+    client: tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ class Handler(BaseHTTPRequestHandler):
             dict(parse_qsl(parts.query)),
             dict(self.headers),
             json.loads(text) if text else None,
+            self.client_address,
         )
         self.server.asked.append(asked)
         reply = self.server.answer(asked)

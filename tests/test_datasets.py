@@ -1069,6 +1069,7 @@ def test_each_file_is_tested() -> None:
 def test_a_file_has_the_arguments_of_its_class_and_describes_what_it_makes(
     name: str, kind: type[DataModule], tmp_path: Path
 ) -> None:
+    config.register()  # ${mount:...} stays open
     whole = OmegaConf.create({"seed": 0, "data": OmegaConf.load(CONF / f"{name}.yaml")})
     node: Any = OmegaConf.to_container(whole, resolve=True)
     arguments = config.arguments(node, "data")

@@ -1,5 +1,7 @@
 """The client of an API server, against one that does what the test says, and the embedded one."""
 
+import contextlib
+import gzip
 import re
 import shutil
 import socket
@@ -10,7 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,9 @@ from hydra_trainer.eks import kubeconfig as kubeconfigs
 from hydra_trainer.eks import refusals
 from hydra_trainer.eks.cluster import AlreadyExists, ApiError, Cluster, Retry, resource_of
 from hydra_trainer.eks.logs import Told
+from hydra_trainer.embedded import Embedded
+from hydra_trainer.embedded.faults import Fault
+from hydra_trainer.embedded.podlogs import log_file
 from hydra_trainer.errors import LaunchError
 
 from .scripted import CUT, HANG, Api, Asked, Reply, Stream
@@ -200,6 +206,66 @@ def test_a_refusal_is_not_asked_again(code: int, api: Api, cluster: Cluster, clo
     assert len(api.asked) == 1
 
 
+BODY = b'{"a": "b"}'
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + BODY,
+        b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n" + BODY,
+        b"HTTP/1.0 200\nContent-Length:10\n\n" + BODY,
+        b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n" + BODY,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b'4\r\n{"a"\r\n6;x=y\r\n: "b"}\r\n0\r\nTrailer: z\r\n\r\n',
+        b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\n\r\n" + gzip.compress(BODY),
+    ],
+    ids=["length", "to the end", "1.0", "100", "chunked", "gzip"],
+)
+def test_a_reply_may_have_any_form_of_http(reply: bytes, connect: Connect) -> None:
+    with listening(reply) as url:
+        assert connect(config(url)).get(JOBS, "demo") == {"a": "b"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (b"", "closed without a reply"),
+        (b"SSH-2.0-OpenSSH_9.6 \n\n", "does not speak HTTP"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * (1 << 17), "a line has no end"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 11\r\n\r\n" + BODY, "in the middle of a reply"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n{", "in the middle of a rep"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nz\r\n", "invalid literal"),
+    ],
+)
+def test_nonsense_is_trouble(reply: bytes, words: str, connect: Connect) -> None:
+    with listening(reply) as url, pytest.raises(LaunchError, match=f"to {url} broke: .*{words}"):
+        connect(config(f"{url}/token"), tries=1).get(JOBS, "demo")
+
+
+@contextlib.contextmanager
+def listening(reply: bytes) -> Iterator[str]:
+    """Be a server that gives this reply to one request, and closes the connection."""
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client:
+            client.recv(1 << 16)
+            client.sendall(reply)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_connection_is_used_again_until_the_server_closes_it(api: Api, cluster: Cluster) -> None:
+    api.replies(Reply(), Reply(), Reply(200, {}, {"Connection": "close"}), Reply())
+    for _ in range(4):
+        cluster.get(JOBS, "demo")
+    assert len({asked.client for asked in api.asked[:3]}) == 1
+    assert len({asked.client for asked in api.asked}) == 2
+
+
 # ------------------------------------------------------------------------------ one job, ever
 
 
@@ -292,15 +358,13 @@ def test_a_quota_that_others_count_at_the_same_time_is_tried_again(
     assert cluster.create(job()) == stored()
 
 
-def test_a_thousand_creates_with_lost_replies_make_one_job_each(api: Api, cluster: Cluster) -> None:
+def test_only_what_was_not_done_is_sent_again(api: Api, cluster: Cluster) -> None:
     faults = (None, CUT, Reply(500), Reply(503), BUSY)
     objects = Objects(api, lambda number: faults[number % len(faults)])
-    for number in range(1000):
+    for number in range(100):
         cluster.create(job(f"job-{number}"))
-    assert objects.creations == len(objects.there) == 1000
-    assert (
-        sum(asked.method == "POST" for asked in api.asked) < 1300
-    )  # only the busy one is repeated
+    assert objects.creations == len(objects.there) == 100
+    assert objects.posts < 130  # one for each job, and again for those that found it busy
 
 
 def test_many_threads_may_create(
@@ -1250,3 +1314,262 @@ def test_a_log_of_nothing_is_an_error(reply: Reply, words: str, api: Api, cluste
     api.replies(reply)
     with pytest.raises(ApiError, match=words):
         list(cluster.logs("p", container="x"))
+
+
+# ------------------------------------------------------------------- against the embedded cluster
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Iterator[Embedded]:
+    """Objects and an API server; what an operator or a kubelet does, the test does."""
+    with Embedded(tmp_path / "home", controllers=False) as running:
+        yield running
+
+
+@pytest.fixture
+def real(embedded: Embedded, clock: Clock) -> Cluster:
+    return Cluster(kubeconfig=str(embedded.kubeconfig), retry=clock.retry())
+
+
+def pytorchjob(name: str = "demo", digest: str = "d1", **labels: str) -> dict[str, Any]:
+    """A job that the webhook lets pass."""
+    template = {"spec": {"containers": [{"name": "pytorch", "image": "train:1"}]}}
+    master = {"replicas": 1, "restartPolicy": "Never", "template": template}
+    made = job(name, digest)
+    made["metadata"]["labels"] = labels
+    return made | {"spec": {"nprocPerNode": "1", "pytorchReplicaSpecs": {"Master": master}}}
+
+
+CONFIG_MAP = {
+    "apiVersion": "v1",
+    "kind": "ConfigMap",
+    "metadata": {"name": "config"},
+    "data": {"config.yaml": "a: 1"},
+}
+
+
+def test_the_life_of_a_job(real: Cluster) -> None:
+    """Created, found, owning its configuration, watched, and gone with what it owns."""
+    _, since = real.list(JOBS)
+    assert real.create(pytorchjob(), dry_run=True)["metadata"]["uid"]
+    assert real.get(JOBS, "demo") is None
+    real.create(CONFIG_MAP)
+    made = real.create(pytorchjob(team="a"))
+    with pytest.raises(AlreadyExists):
+        real.create(pytorchjob())
+    real.own(CONFIG_MAP, made)
+    real.own(CONFIG_MAP, made)
+    owned = real.get("configmaps", "config")
+    assert owned is not None
+    owners = [owner["uid"] for owner in owned["metadata"]["ownerReferences"]]
+    assert owners == [made["metadata"]["uid"]]
+    assert [item["metadata"]["name"] for item in real.list(JOBS, labels="team=a")[0]] == ["demo"]
+    assert real.list(JOBS, labels="team=b")[0] == []
+    assert real.list(JOBS, fields="metadata.name=demo")[0][0]["kind"] == "PyTorchJob"
+    real.delete(JOBS, "demo")
+    real.delete(JOBS, "demo")
+    assert real.get("configmaps", "config") is None
+    events = islice(real.watch(JOBS, since=since), 2)
+    assert [kind for kind, _ in events] == ["ADDED", "DELETED"]
+    assert real.allowed("create", JOBS)
+    assert real.served("kubeflow.org/v1") >= {"pytorchjobs"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spec": {"replicaz": 1}}, r'unknown field "spec.replicaz"'),
+        (
+            {"spec": {"pytorchReplicaSpecs": {"Master": {"replicas": 2}}}},
+            r"denied the request: .*: resources.nodes in the",
+        ),
+        ({"metadata": {"name": "Demo"}}, r"metadata.name.*\n  metadata.name: name in the config"),
+        ({"metadata": {"name": "demo", "namespace": "none"}}, r"kubectl create namespace none"),
+    ],
+)
+def test_the_embedded_cluster_refuses_what_a_real_one_does(
+    change: dict[str, Any], words: str, embedded: Embedded
+) -> None:
+    namespace = change.get("metadata", {}).get("namespace")
+    real = Cluster(namespace=namespace, kubeconfig=str(embedded.kubeconfig))
+    with pytest.raises(ApiError) as caught:
+        real.create(pytorchjob() | change)
+    assert re.search(words, str(caught.value), re.DOTALL), str(caught.value)
+
+
+def test_a_cluster_without_the_operator_says_which_one(tmp_path: Path) -> None:
+    absent = frozenset({"kubeflow.org"})
+    with Embedded(tmp_path, controllers=False, absent=absent) as bare:
+        real = Cluster(kubeconfig=str(bare.kubeconfig))
+        for ask in (lambda: real.create(pytorchjob()), lambda: real.list(JOBS)):
+            with pytest.raises(ApiError, match="Install the Kubeflow training operator"):
+                ask()
+        assert real.served("kubeflow.org/v1") == set()
+
+
+def test_a_user_without_rights_is_told_which_are_missing(embedded: Embedded) -> None:
+    nobody = Cluster(kubeconfig=str(embedded.kubeconfig_of("nobody")))
+    assert not nobody.allowed("create", JOBS)
+    with pytest.raises(ApiError, match=r"^nobody may not create pytorchjobs .* deploy/rbac.yaml"):
+        nobody.create(pytorchjob())
+    with pytest.raises(ApiError, match=r"^nobody may not get pods/log in namespace default"):
+        list(nobody.logs("p", container="pytorch"))
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("reset"),
+        Fault("status", code=429, retry_after=3),
+        Fault("status", code=500),
+        Fault("status", code=503),
+    ],
+    ids=["reset", "429", "500", "503"],
+)
+def test_every_verb_survives_a_bad_moment(
+    fault: Fault, embedded: Embedded, real: Cluster, clock: Clock
+) -> None:
+    verbs: list[Callable[[], Any]] = [
+        lambda: real.create(pytorchjob()),
+        lambda: real.get(JOBS, "demo"),
+        lambda: real.list(JOBS),
+        lambda: real.create(CONFIG_MAP),
+        lambda: real.own(CONFIG_MAP, real.get(JOBS, "demo") or {}),
+        lambda: real.allowed("get", "pods"),
+        lambda: real.delete(JOBS, "demo"),
+    ]
+    for number, verb in enumerate(verbs, 1):
+        embedded.faults.add(replace(fault))
+        verb()
+        assert len(clock.waits) == number
+
+
+def test_a_thousand_creates_in_trouble_make_one_job_each(embedded: Embedded, real: Cluster) -> None:
+    """A third of the replies are lost, and some requests, and the server is busy at times."""
+    _, since = real.list(JOBS)
+    path = r"/pytorchjobs$"
+    for share, seed, fault in [
+        (0.3, 1, Fault("lost")),
+        (0.1, 2, Fault("reset")),
+        (0.1, 3, Fault("status", code=503)),
+        (0.1, 4, Fault("status", code=429, retry_after=1)),
+    ]:
+        fault = replace(fault, method="POST", path=path, times=None, share=share, seed=seed)
+        embedded.faults.add(fault)
+    for number in range(1000):
+        made = real.create(pytorchjob(f"job-{number}"))
+        assert made["metadata"]["name"] == f"job-{number}"
+    names = [item["metadata"]["name"] for item in real.list(JOBS)[0]]
+    assert sorted(names) == sorted(f"job-{number}" for number in range(1000))
+    events = list(islice(real.watch(JOBS, since=since), 1000))
+    assert {kind for kind, _ in events} == {"ADDED"}  # none was ever there twice
+    assert sum(fault["came"] for fault in embedded.faults.list()) > 500
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [],
+        [Fault("compact", after=3, times=None)],
+        [Fault("silent", after=5, times=4)],
+        [Fault("compact", after=2, times=None, share=0.5), Fault("silent", after=3, times=3)],
+        [Fault("reset", path="/pytorchjobs$", times=None, share=0.4)],
+    ],
+    ids=["none", "compact", "silent", "compact and silent", "reset"],
+)
+def test_a_watch_in_trouble_misses_and_repeats_nothing(
+    faults: list[Fault], embedded: Embedded, real: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens, applying the changes gives what is there, and each version comes once."""
+    monkeypatch.setattr("hydra_trainer.eks.cluster.MARGIN", 0.1)
+    for number in range(5):
+        real.create(pytorchjob(f"old-{number}"))
+    found, since = real.list(JOBS)
+    there = {item["metadata"]["uid"]: item["metadata"]["resourceVersion"] for item in found}
+    embedded.faults.clear()
+    for fault in faults:
+        embedded.faults.add(replace(fault))
+    writer = threading.Thread(target=write_much, args=(embedded,), daemon=True)
+    writer.start()
+    seen: set[tuple[str, str, str]] = set()
+    for kind, obj in real.watch(JOBS, since=since, known=found, timeout=0.3):
+        meta = obj["metadata"]
+        key = (kind, meta["uid"], meta["resourceVersion"])
+        assert key not in seen
+        seen.add(key)
+        if kind == "DELETED":
+            del there[meta["uid"]]
+        else:
+            assert (meta["uid"] in there) == (kind == "MODIFIED")
+            there[meta["uid"]] = meta["resourceVersion"]
+        if meta["name"] == "zz":
+            break
+    writer.join()
+    embedded.faults.clear()
+    items = real.list(JOBS)[0]
+    now = {item["metadata"]["uid"]: item["metadata"]["resourceVersion"] for item in items}
+    assert there == now
+
+
+def write_much(embedded: Embedded) -> None:
+    """Create, change and delete jobs, the same names again and again; `zz` is the last."""
+    store, resource = embedded.store, "pytorchjobs.kubeflow.org"
+    for turn in range(30):
+        name = f"job-{turn % 4}"
+        store.create(resource, "default", pytorchjob(name))
+        for label in ("a", "b"):
+            store.change(resource, "default", name, partial(mark, label=f"{label}-{turn}"))
+        if turn % 3:
+            store.change(resource, "default", f"old-{turn % 5}", partial(mark, label=str(turn)))
+        store.delete(resource, "default", name)
+    store.delete(resource, "default", "old-0")
+    store.create(resource, "default", pytorchjob("zz"))
+
+
+def mark(found: dict[str, Any], label: str) -> None:
+    found["metadata"]["labels"] = {"mark": label}
+
+
+class Node:
+    """A kubelet with one pod, `p`, that does what the test says."""
+
+    def __init__(self, embedded: Embedded) -> None:
+        self.embedded = embedded
+        spec = {"containers": [{"name": "pytorch", "image": "train:1"}], "nodeName": "n"}
+        made = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": spec}
+        self.pod = embedded.store.create("pods", "default", made)
+
+    def write(self, *lines: str) -> None:
+        file = log_file(self.embedded.home, self.pod, "pytorch", 0)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("a") as stream:
+            stream.writelines(f"2026-11-24T12:00:{line}\n" for line in lines)
+
+    def set(self, phase: str, **state: Any) -> None:
+        def change(found: dict[str, Any]) -> None:
+            status = {"name": "pytorch", "restartCount": 0, "state": state}
+            found["status"] = {"phase": phase, "containerStatuses": [status]}
+
+        self.embedded.store.change("pods", "default", "p", change)
+
+
+def test_a_log_in_trouble_is_complete(embedded: Embedded, real: Cluster) -> None:
+    """The pod starts while it is waited for; every stream is cut off."""
+    node = Node(embedded)
+    texts = [f"line {number}" for number in range(500)]
+    lines = [f"{n // 10:02}.{n // 3:09}Z stdout F {text}" for n, text in enumerate(texts)]
+    embedded.faults.add(Fault("cut", after=3_001, times=None, share=0.9))
+    embedded.faults.add(Fault("reset", path="/log$", times=None, share=0.3, seed=1))
+
+    def run() -> None:
+        node.write(*lines[:100])
+        node.set("Running", running={})
+        for start in range(100, 500, 50):
+            node.write(*lines[start : start + 50])
+        node.set("Succeeded", terminated={"exitCode": 0})
+
+    with ThreadPoolExecutor(1) as thread:
+        done = thread.submit(run)
+        told = list(real.logs("p", container="pytorch", follow=True))
+        done.result()
+    assert told == texts

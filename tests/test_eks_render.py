@@ -29,6 +29,7 @@ from hydra_trainer.job import JobSpec
 
 GOLDEN = Path(__file__).with_name("golden")
 CODE = Bundle({}, "0123456789abcdef")
+IDENTITY = "89abcdef01234567"
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
@@ -51,7 +52,9 @@ def composed(words: tuple[str, ...]) -> tuple[JobSpec, Options]:
     plain = config.validate(compose("config", ["launcher=eks", *words]))
     named = {k: v for k, v in plain["launcher"].items() if k != "_target_"}
     made = config.to_job(plain, Path("runs/x"))
-    return replace(made, code=CODE, identity="89abcdef01234567"), Options(**named)
+    name = f"{made.name[:-9]}-89abcdef"  # the rest of it depends on every line of this package
+    made.config["run"] = {"name": name, "dir": "", "identity": IDENTITY, "code_digest": CODE.digest}
+    return replace(made, name=name, code=CODE, identity=IDENTITY), Options(**named)
 
 
 def rendered(*words: str) -> dict[str, Any]:

@@ -247,6 +247,12 @@ def test_kubectl_applies_diffs_and_deletes(cluster: Embedded) -> None:
     assert cluster.store.list("configmaps")[0] == []
 
 
+def test_kubectl_is_told_of_unknown_fields(cluster: Embedded) -> None:
+    told = kubectl(cluster, "apply", "-f", "-", stdin=yaml.safe_dump(job(replicaz=1)))
+    assert 'strict decoding error: unknown field "spec.replicaz"' in told
+    assert cluster.store.list("pytorchjobs.kubeflow.org")[0] == []
+
+
 def test_kubectl_applies_on_the_server(cluster: Embedded) -> None:
     text = yaml.safe_dump(job())
     told = kubectl(cluster, "apply", "--server-side", "-f", "-", stdin=text)
@@ -362,8 +368,11 @@ def test_the_version_guards_against_lost_changes(client: Client) -> None:
 
 
 def test_status_and_spec_are_written_apart(client: Client) -> None:
-    client.create(JOBS, job())
+    made = client.create(JOBS, job()).body
     changed = job(nprocPerNode="2") | {"status": {"conditions": [{"type": "Running"}]}}
+    refused = client.ask("PUT", f"{JOBS}/a", changed)
+    assert "metadata.resourceVersion: Invalid value: 0: must be specified" in refused.message
+    changed["metadata"] = made["metadata"]
     after = client.ask("PUT", f"{JOBS}/a", changed).body
     assert (after["spec"]["nprocPerNode"], "status" in after) == ("2", False)
     assert after["metadata"]["generation"] == 2
@@ -937,6 +946,14 @@ def test_a_log_is_followed_to_the_end_of_its_container(
         container.write("F three")
         container.state(terminated={"exitCode": 0})
         assert list(lines) == [b"three\n"]
+
+
+def test_kubectl_reads_logs(cluster: Embedded, container: Container) -> None:
+    container.write("F one", "F two")
+    container.state(terminated={"exitCode": 0})
+    assert kubectl(cluster, "logs", "a", "-f", "--tail=1", "--timestamps") == (
+        "2026-11-24T12:00:01.5Z two\n"
+    )
 
 
 def test_logs_of_a_container_that_was_started_again(client: Client, container: Container) -> None:

@@ -1,20 +1,23 @@
-"""Connections to one API server: HTTP of the standard library, TLS as the kubeconfig has it.
+"""Connections to one API server: HTTP/1.1 over sockets, TLS as the kubeconfig has it.
 
 The official client's own connections are not used, for two reasons. With Python 3.13 they refuse
 the certificates of EKS (https://github.com/kubernetes-client/python/issues/2394). And they take
-twice the processor time of these, as long as an API server on loopback takes to create an object.
+three times the processor time of these, which is as long as an API server on this machine takes to
+create an object; half of that goes into the standard library's reading of headers.
 """
 
 import base64
 import http.client
+import re
 import select
 import socket
 import ssl
 import zlib
 from collections import deque
 from collections.abc import Generator, Mapping
+from io import BufferedReader
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from hydra_trainer.errors import LaunchError
 
@@ -23,6 +26,8 @@ CONNECT = 10.0
 
 IDLE = 64  # connections that are kept open, for callers with threads
 CHUNK = 1 << 16
+LINE = 1 << 16  # bytes that a line of a head may have
+STATUS = re.compile(rb"HTTP/1\.\d (\d{3})")
 PROXIES = ("http", "socks5", "socks5h")
 
 
@@ -44,16 +49,14 @@ class Route:
     Args:
         server: https://host:port/prefix, or http.
         settings: the official client's Configuration: certificates, server name, proxy.
+
+    Raises OSError for certificates that cannot be read, LaunchError for a proxy of another kind.
     """
 
     def __init__(self, server: str, settings: Any) -> None:
-        parts = urlsplit(server)
-        self._host = parts.hostname or ""
-        self._port = parts.port or {"https": 443}.get(parts.scheme, 80)
-        self._address = parts.netloc.rpartition("@")[2]
-        self._prefix = parts.path
-        self._name = getattr(settings, "tls_server_name", None) or self._host
-        self._tls = tls(settings) if parts.scheme == "https" else None
+        self._parts = urlsplit(server)
+        self._tls = tls(settings) if self._parts.scheme == "https" else None
+        self._name = getattr(settings, "tls_server_name", None) or self._parts.hostname
         self._proxy = _proxy(server, settings)
         self._idle: deque[_Channel] = deque()
 
@@ -73,23 +76,12 @@ class Route:
         channel = self._free() or self._open()
         try:
             channel.sock.settimeout(silence)
-            # In one piece: http.client sends the body by itself, and lets the server wake up twice.
+            # One piece, for one packet: a server that gets two wakes up twice.
             channel.sock.sendall(self._head(method, path, headers, body) + (body or b""))
-            response = http.client.HTTPResponse(channel.sock, method=method)
-            response.begin()
-            return Reply(self, channel, response)
-        except (OSError, http.client.HTTPException) as error:
+            return Reply(self, channel)
+        except (OSError, ValueError, Broken) as error:
             channel.close()
-            raise _lost(error) from error
-
-    def _head(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
-    ) -> bytes:
-        lines = [f"{method} {self._prefix}{path} HTTP/1.1", f"Host: {self._address}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        if body is not None:
-            lines.append(f"Content-Length: {len(body)}")
-        return "\r\n".join([*lines, "", ""]).encode("latin-1")
+            raise lost(error) from error
 
     def keep(self, channel: "_Channel") -> None:
         """Take back a connection whose reply was read to the end."""
@@ -97,6 +89,15 @@ class Route:
             self._idle.append(channel)
         else:
             channel.close()
+
+    def _head(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes | None
+    ) -> bytes:
+        lines = [f"{method} {self._parts.path}{path} HTTP/1.1", f"Host: {self._parts.netloc}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if body is not None:
+            lines.append(f"Content-Length: {len(body)}")
+        return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
     def _free(self) -> "_Channel | None":
         """Return an idle connection that the server has not closed since."""
@@ -110,102 +111,145 @@ class Route:
             channel.close()
 
     def _open(self) -> "_Channel":
-        channel = _Channel(self._host, self._port, self._tls, self._name, self._proxy)
+        host, port = self._parts.hostname or "", self._parts.port or (443 if self._tls else 80)
         try:
-            channel.connect()
+            sock = _connected(host, port, urlsplit(self._proxy or ""))
+            if self._tls:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._name)
+            return _Channel(sock)
         except (OSError, http.client.HTTPException) as error:
-            channel.close()
             raise Unreachable(str(error)) from error
-        return channel
+
+
+class _Channel:
+    """One connection."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sock = sock
+        self.stream = sock.makefile("rb")
+
+    def has_ended(self) -> bool:
+        """Whether the server closed it while it was idle, or says something nobody asked for."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def close(self) -> None:
+        self.stream.close()
+        self.sock.close()
 
 
 class Reply:
-    """A reply, of which the head is there: read it whole, or piece by piece as it comes."""
+    """A reply, of which the head has been read: read the body whole, or as it comes.
 
-    def __init__(
-        self, route: Route, channel: "_Channel", response: http.client.HTTPResponse
-    ) -> None:
-        self.status = response.status
-        self.headers = response.headers
+    The names of `headers` are in lower case.
+    """
+
+    def __init__(self, route: Route, channel: _Channel) -> None:
         self._route = route
         self._channel = channel
-        self._response = response
+        self._stream = channel.stream
+        self.status, self.headers = _head(self._stream)
+        while self.status < 200:  # 100 Continue: the reply is yet to come
+            self.status, self.headers = _head(self._stream)
 
     def read(self) -> bytes:
         """Return the whole body. Raises Broken or Silent."""
+        length = self.headers.get("content-length")
         try:
-            body = self._response.read()
-            if self.headers.get("Content-Encoding") == "gzip":
+            body = b"".join(self._pieces()) if length is None else self._exactly(int(length))
+            if self.headers.get("content-encoding") == "gzip":
                 body = zlib.decompress(body, wbits=zlib.MAX_WBITS | 16)
-        except (OSError, http.client.HTTPException, zlib.error) as error:
+        except (OSError, ValueError, zlib.error, Broken) as error:
             self._channel.close()
-            raise _lost(error) from error
-        if self._response.will_close:
-            self._channel.close()
-        else:
+            raise lost(error) from error
+        has_end = length is not None or "transfer-encoding" in self.headers
+        if has_end and self.headers.get("connection", "").lower() != "close":
             self._route.keep(self._channel)
+        else:
+            self._channel.close()
         return body
 
     def pieces(self) -> Generator[bytes, None, None]:
         """Yield the body as it comes, to its end. Raises Broken or Silent."""
         try:
-            while piece := self._response.read1(CHUNK):
-                yield piece
-        except (OSError, http.client.HTTPException) as error:
-            raise _lost(error) from error
+            yield from self._pieces()
+        except (OSError, ValueError, Broken) as error:
+            raise lost(error) from error
         finally:
             self._channel.close()
 
+    def _pieces(self) -> Generator[bytes, None, None]:
+        if self.headers.get("transfer-encoding", "").lower() != "chunked":
+            while piece := self._stream.read1(CHUNK):
+                yield piece
+            return
+        while left := int(_line(self._stream).partition(b";")[0], 16):
+            while left:
+                piece = self._stream.read1(min(left, CHUNK))
+                if not piece:
+                    raise Broken("it was closed in the middle of a reply")
+                left -= len(piece)
+                yield piece
+            _line(self._stream)
+        while _line(self._stream):
+            pass  # trailers
 
-class _Channel(http.client.HTTPConnection):
-    """One connection, through a proxy and TLS where they are."""
+    def _exactly(self, length: int) -> bytes:
+        body = self._stream.read(length)
+        if len(body) < length:
+            raise Broken("it was closed in the middle of a reply")
+        return body
 
-    def __init__(
-        self, host: str, port: int, tls: ssl.SSLContext | None, name: str, proxy: str | None
-    ) -> None:
-        self._way = urlsplit(proxy or "")
-        self._there = (host, port)
-        self._tls_context = tls
-        self._tls_name = name
-        if self._way.scheme == "http":
-            super().__init__(self._way.hostname or "", self._way.port or 80, timeout=CONNECT)
-            self.set_tunnel(host, port, _credentials(self._way.username, self._way.password))
-        else:
-            super().__init__(host, port, timeout=CONNECT)
 
-    def connect(self) -> None:
-        """Open the connection. Raises OSError, of which ssl.SSLError is a kind."""
-        if self._way.scheme.startswith("socks"):
-            self.sock = self._through_socks()
-        else:
-            super().connect()
-        if self._tls_context:
-            self.sock = self._tls_context.wrap_socket(self.sock, server_hostname=self._tls_name)
+def _head(stream: BufferedReader) -> tuple[int, dict[str, str]]:
+    """Read the first line and the headers of a reply."""
+    status = STATUS.match(_line(stream))
+    if status is None:
+        raise Broken("what answers there does not speak HTTP")
+    headers = {}
+    while line := _line(stream):
+        name, _, value = line.decode("latin-1").partition(":")
+        headers[name.lower()] = value.strip()
+    return int(status[1]), headers
 
-    def has_ended(self) -> bool:
-        """Whether an idle connection was closed by the server, or has something nobody asked for"""
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(0))
 
-    def _through_socks(self) -> socket.socket:
-        """Return a connection through a SOCKS 5 proxy, which looks up the name where it is."""
-        try:
-            import socks
-        except ImportError as error:
-            raise OSError("a SOCKS proxy needs another package: pip install PySocks") from error
-        way = self._way
-        opened: socket.socket = socks.create_connection(
-            self._there,
-            timeout=CONNECT,
-            proxy_type=socks.SOCKS5,
-            proxy_addr=way.hostname,
-            proxy_port=way.port or 1080,
-            proxy_rdns=way.scheme == "socks5h",
-            proxy_username=way.username,
-            proxy_password=way.password,
-        )
-        return opened
+def _line(stream: BufferedReader) -> bytes:
+    line = stream.readline(LINE)
+    if not line.endswith(b"\n"):
+        raise Broken("it was closed without a reply" if len(line) < LINE else "a line has no end")
+    return line.rstrip(b"\r\n")
+
+
+def _connected(host: str, port: int, way: SplitResult) -> socket.socket:
+    """Return a connection to a host: straight there, or by a proxy."""
+    if way.scheme == "http":
+        tunnel = http.client.HTTPConnection(way.hostname or "", way.port or 80, timeout=CONNECT)
+        tunnel.set_tunnel(host, port, _credentials(way.username, way.password))
+        tunnel.connect()
+        return tunnel.sock
+    if way.scheme:
+        return _through_socks(host, port, way)
+    return socket.create_connection((host, port), timeout=CONNECT)
+
+
+def _through_socks(host: str, port: int, way: SplitResult) -> socket.socket:
+    try:
+        import socks
+    except ImportError as error:
+        raise OSError("a SOCKS proxy needs another package: pip install PySocks") from error
+    opened: socket.socket = socks.create_connection(
+        (host, port),
+        timeout=CONNECT,
+        proxy_type=socks.SOCKS5,
+        proxy_addr=way.hostname,
+        proxy_port=way.port or 1080,
+        proxy_rdns=way.scheme == "socks5h",
+        proxy_username=way.username,
+        proxy_password=way.password,
+    )
+    return opened
 
 
 def tls(settings: Any) -> ssl.SSLContext:
@@ -226,13 +270,13 @@ def _proxy(server: str, settings: Any) -> str | None:
 
     if not settings.proxy or should_bypass_proxies(server, settings.no_proxy or ""):
         return None
-    proxy = str(settings.proxy)
-    if urlsplit(proxy).scheme not in PROXIES:
+    way = urlsplit(str(settings.proxy))
+    if way.scheme not in PROXIES:
         raise LaunchError(
-            f"The way to the cluster is by the proxy {proxy}, but it has to be one of "
-            f"{', '.join(PROXIES)}. Change proxy-url in the kubeconfig, or HTTPS_PROXY."
+            f"The way to the cluster is by the proxy {way.scheme}://{way.hostname}, but it has to "
+            f"be one of {', '.join(PROXIES)}. Change proxy-url in the kubeconfig, or HTTPS_PROXY."
         )
-    return proxy
+    return way.geturl()
 
 
 def _credentials(user: str | None, password: str | None) -> dict[str, str]:
@@ -242,7 +286,8 @@ def _credentials(user: str | None, password: str | None) -> dict[str, str]:
     return {"Proxy-Authorization": f"Basic {base64.b64encode(pair).decode()}"}
 
 
-def _lost(error: Exception) -> Broken | Silent:
+def lost(error: Exception) -> Broken | Silent:
+    """Return what it means that reading or writing failed."""
     if isinstance(error, TimeoutError):
         return Silent(str(error))
     return Broken(str(error) or type(error).__name__)

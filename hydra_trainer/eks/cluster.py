@@ -1,4 +1,4 @@
-"""A cluster, as the launcher needs it: eight verbs on plain dicts, each safe to give again.
+"""A cluster, as the launcher needs it: a few verbs on plain dicts, each safe to give again.
 
 Nothing here knows what a job is. Objects go in and come out as the API's JSON.
 """

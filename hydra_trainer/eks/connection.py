@@ -10,7 +10,6 @@ import logging
 import ssl
 import threading
 from collections.abc import Iterator, Mapping
-from email.message import Message
 from email.utils import parsedate_to_datetime
 from functools import cached_property
 from types import MappingProxyType
@@ -53,7 +52,7 @@ class Answer(NamedTuple):
     """What came back. The body of a good answer to a streaming request is in `reply`."""
 
     status: int
-    headers: Message
+    headers: Mapping[str, str]
     body: bytes
     reply: Reply
 
@@ -128,7 +127,7 @@ class Connection:
         if _is_unknown(response):
             client = self._connected(instead_of=client)
             response = client.exchange(request)
-        self._date = (response.headers.get("Date", ""), self.retry.clock())
+        self._date = (response.headers.get("date", ""), self.retry.clock())
         if response.status < 300:
             return response
         status = {**status_of(response.status, response.body), "code": response.status}
@@ -283,7 +282,7 @@ def _is_unknown(response: Answer) -> bool:
 def _retry_after(response: Answer) -> float:
     """Seconds to leave the server alone. An API server gives a number, never a date."""
     try:
-        return max(0.0, float(response.headers.get("Retry-After", 0)))
+        return max(0.0, float(response.headers.get("retry-after", 0)))
     except ValueError:
         return 0.0
 

@@ -4,6 +4,7 @@ The operators' schemas let these pass; the pods are then refused, never schedule
 are those of kubernetes/pkg/apis/core/validation/validation.go.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -224,13 +225,18 @@ SUFFIXES = {
 
 def amount(value: Any) -> float | None:
     """Return a quantity as a number, `1.5Gi` as bytes; None if it is none."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, str):
-        return None
-    digits = value.rstrip("KMGTPEkmnui") if value[-1:].isalpha() else value
+    if isinstance(value, str):
+        found = _parsed(value)
+    else:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        found = float(value) if is_number else None
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _parsed(text: str) -> float | None:
+    digits = text.rstrip("KMGTPEkmnui") if text[-1:].isalpha() else text
     try:
-        return float(digits) * SUFFIXES[value[len(digits) :]]
+        return float(digits) * SUFFIXES[text[len(digits) :]]
     except (ValueError, KeyError):
         return None
 

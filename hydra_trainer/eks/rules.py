@@ -267,7 +267,8 @@ def _against_gpus(given: Any, number: int | None, gpus: int, path: str) -> Itera
 # ------------------------------------------------------------------------------- HyperPodPyTorchJob
 
 STATEFUL_LENGTH = 52
-"""Characters of a StatefulSet's name: its pods get it in a label, with a hash of 11 behind it."""
+"""Characters of a StatefulSet's name: its pods get it in a label, with a hash of 11 behind it.
+https://github.com/kubernetes/kubernetes/issues/64023"""
 
 
 def _hyperpod(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Problem]:
@@ -281,15 +282,19 @@ def _hyperpod(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Proble
         yield Problem("spec.replicaSpecs", "Required value: the job has no pods")
     for index, replica in enumerate(replicas):
         yield from _at_least(replica, "replicas", 1, f"spec.replicaSpecs[{index}]")
-        tail = f"-{replica.get('name')}" + "-" * (LABEL_LENGTH - STATEFUL_LENGTH)
-        if list(_name_length(manifest, tail, "")):
-            room = STATEFUL_LENGTH - len(f"-{replica.get('name')}")
-            text = (
-                f"Too long: with -{replica.get('name')}, the name of the pods' StatefulSet would "
-                f"have more than {STATEFUL_LENGTH} characters. Type a name of at most {room}."
-            )
-            yield Problem("metadata.name", text)
+        yield from _stateful_name(manifest, str(replica.get("name")))
     yield from _processes(spec.get("nprocPerNode"), "spec.nprocPerNode", templates(manifest))
+
+
+def _stateful_name(manifest: dict[str, Any], replica: str) -> Iterator[Problem]:
+    name = dig(manifest, "metadata").get("name")
+    room = STATEFUL_LENGTH - len(f"-{replica}")
+    if isinstance(name, str) and len(name) > room:
+        text = (
+            f"Too long: {shown(name)}: the StatefulSet {name}-{replica} of the pods may have at "
+            f"most {STATEFUL_LENGTH} characters. Type a name of at most {room}."
+        )
+        yield Problem("metadata.name", text, "warning")
 
 
 # ----------------------------------------------------------------------------------------- TrainJob
@@ -304,7 +309,7 @@ def _trainjob(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Proble
         yield Problem("spec.trainer", text)
     yield from _at_least(trainer, "numNodes", 1, "spec.trainer")
     container = {"resources": trainer.get("resourcesPerNode")}
-    pods = Template("", {"spec": {"containers": [container]}}, 1, None)
+    pods = Template("", {"spec": {"containers": [container]}}, None)
     yield from _processes(trainer.get("numProcPerNode"), "spec.trainer.numProcPerNode", [pods])
     yield from _trainer_container(trainer)
     yield from _patched_volumes(spec)
@@ -322,7 +327,7 @@ def _trainer_container(trainer: dict[str, Any]) -> Iterator[Problem]:
         key: trainer[key] for key in ("image", "command", "args") if trainer.get(key) is not None
     }
     body["resources"] = trainer.get("resourcesPerNode")
-    found = template_problems(Template("", {"spec": {"containers": [body]}}, 1, None), "TrainJob")
+    found = template_problems(Template("", {"spec": {"containers": [body]}}, None), "TrainJob")
     for problem in found:
         path = problem.path.removeprefix("spec.containers[0].")
         path = path.replace("resources", "resourcesPerNode", 1)
@@ -352,7 +357,7 @@ def _unmounted(pod: dict[str, Any], path: str) -> Iterator[Problem]:
             yield Problem(path, text, "warning")
 
 
-# ----------------------------------------------------------------- runtimes, JobSets and their jobs
+# ---------------------------------------------------------------------------------- TrainingRuntime
 
 
 def _runtime(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Problem]:
@@ -365,16 +370,6 @@ def _runtime(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Problem
     for index, job in enumerate(jobs):
         where = f"{path}[{index}].template.spec"
         yield from under(where, _batch_job(dig(job, "template", "spec")))
-
-
-def _jobset(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Problem]:
-    for index, job in enumerate(objects(spec, "replicatedJobs")):
-        where = f"spec.replicatedJobs[{index}].template.spec"
-        yield from under(where, _batch_job(dig(job, "template", "spec")))
-
-
-def _job(manifest: dict[str, Any], spec: dict[str, Any]) -> Iterator[Problem]:
-    yield from under("spec", _batch_job(spec))
 
 
 ACTIONS = ("FailJob", "FailIndex", "Ignore", "Count")
@@ -464,6 +459,4 @@ RULES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Iterator[Problem]]] 
     "TrainJob": _trainjob,
     "TrainingRuntime": _runtime,
     "ClusterTrainingRuntime": _runtime,
-    "JobSet": _jobset,
-    "Job": _job,
 }

@@ -1,8 +1,8 @@
 """The jobs of a sweep differ in their names and configs: the rest is looked at once.
 
 A check takes some hundred microseconds, and there may be thousands of jobs. What was found in one
-holds for another that is the same but for the job's own name, wherever that stands in it: such a
-name ends in eight hexadecimal digits, so it is no field and no value that a check knows.
+holds for another that is the same but for the end of the job's name, wherever that stands in it:
+eight hexadecimal digits after a hyphen, which are in no field and no value that a check knows.
 """
 
 import marshal
@@ -15,8 +15,8 @@ from .templates import dig
 
 Judge = Callable[[dict[str, Any]], list[Problem]]
 
-NAMED = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?-[0-9a-f]{8}")
-NAME = b"<the name of the job>"
+ENDING = re.compile(r"-[0-9a-f]{8}$")
+MARK = b"-<which>"
 LIMIT = 64  # answers that are kept: a sweep needs one for each kind of object
 
 
@@ -26,28 +26,29 @@ def once(check: Judge) -> Judge:
 
     def answer(manifest: dict[str, Any]) -> list[Problem]:
         name = str(dig(manifest, "metadata").get("name"))
-        key = _key(manifest, name)
-        if key is None:
+        ending = ENDING.search(name)
+        key = _key(manifest, name, ending[0]) if ending else None
+        if ending is None or key is None:
             return check(manifest)
-        if key not in answers:
+        found = answers.get(key)  # once: other threads may clear it
+        if found is None:
             found = check(manifest)
-            if any(name in problem.path + problem.message for problem in found):
-                return found
-            if len(answers) >= LIMIT:
-                answers.clear()
-            answers[key] = found
-        return list(answers[key])
+            if not any(ending[0] in problem.path + problem.message for problem in found):
+                if len(answers) >= LIMIT:
+                    answers.clear()
+                answers[key] = found
+        return list(found)
 
     return answer
 
 
-def _key(manifest: dict[str, Any], name: str) -> tuple[int, bytes] | None:
-    """Return what is the same for jobs of a sweep; None: this one is too short or too strange."""
-    if "spec" not in manifest or not NAMED.fullmatch(name):
+def _key(manifest: dict[str, Any], name: str, ending: str) -> tuple[int, bytes] | None:
+    """Return what is the same for jobs of a sweep, or None: this one is none, or too strange."""
+    if "spec" not in manifest:
         return None
     try:
         # Version 2 knows no references to what it has written before, so equal means equal bytes.
         text = marshal.dumps([item for item in manifest.items() if item[0] != "metadata"], 2)
     except ValueError:  # not plain data
         return None
-    return None if NAME in text else (len(name), text.replace(name.encode(), NAME))
+    return None if MARK in text else (len(name), text.replace(ending.encode(), MARK))

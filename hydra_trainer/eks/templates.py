@@ -1,4 +1,4 @@
-"""Where the pods are in a manifest of each kind, and how many there will be."""
+"""Where the pods are in a manifest of each kind that is rendered."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -8,11 +8,10 @@ ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
 
 
 class Template(NamedTuple):
-    """A pod template: its path in the manifest, what is in it, and the pods made from it."""
+    """A pod template: its path in the manifest, and what is in it."""
 
     path: str
     body: dict[str, Any]
-    pods: int
     trains: str | None
     """The container that the operator looks for; None: any."""
 
@@ -51,29 +50,21 @@ def _pytorchjob(spec: dict[str, Any]) -> Iterator[Template]:
     for role in dig(spec, "pytorchReplicaSpecs"):
         replica = dig(spec, "pytorchReplicaSpecs", role)
         path = f"spec.pytorchReplicaSpecs.{role}.template"
-        yield Template(path, dig(replica, "template"), count(replica, "replicas", 1), "pytorch")
+        yield Template(path, dig(replica, "template"), "pytorch")
 
 
 def _hyperpod(spec: dict[str, Any]) -> Iterator[Template]:
     for index, replica in enumerate(objects(spec, "replicaSpecs")):
         path = f"spec.replicaSpecs[{index}].template"
-        yield Template(path, dig(replica, "template"), count(replica, "replicas", 1), None)
-
-
-def _jobset(spec: dict[str, Any]) -> Iterator[Template]:
-    yield from _replicated(spec, "spec")
+        yield Template(path, dig(replica, "template"), None)
 
 
 def _runtime(spec: dict[str, Any]) -> Iterator[Template]:
-    yield from _replicated(dig(spec, "template", "spec"), "spec.template.spec")
-
-
-def _replicated(spec: dict[str, Any], path: str) -> Iterator[Template]:
-    for index, job in enumerate(objects(spec, "replicatedJobs")):
+    path = "spec.template.spec.replicatedJobs"
+    for index, job in enumerate(objects(dig(spec, "template", "spec"), "replicatedJobs")):
         body = dig(job, "template", "spec", "template")
-        pods = count(dig(job, "template", "spec"), "parallelism", 1)
         trains = "node" if step(job) == "trainer" else None
-        yield Template(f"{path}.replicatedJobs[{index}].template.spec.template", body, pods, trains)
+        yield Template(f"{path}[{index}].template.spec.template", body, trains)
 
 
 def step(replicated_job: dict[str, Any]) -> Any:
@@ -81,20 +72,9 @@ def step(replicated_job: dict[str, Any]) -> Any:
     return dig(replicated_job, "template", "metadata", "labels").get(ANCESTOR)
 
 
-def _job(spec: dict[str, Any]) -> Iterator[Template]:
-    yield Template("spec.template", dig(spec, "template"), count(spec, "parallelism", 1), None)
-
-
-def _pod(spec: dict[str, Any]) -> Iterator[Template]:
-    yield Template("", {"spec": spec}, 1, None)
-
-
 FINDERS = {
     "PyTorchJob": _pytorchjob,
     "HyperPodPyTorchJob": _hyperpod,
     "TrainingRuntime": _runtime,
     "ClusterTrainingRuntime": _runtime,
-    "JobSet": _jobset,
-    "Job": _job,
-    "Pod": _pod,
 }

@@ -90,7 +90,7 @@ def _ask(home: Path, method: str, path: str) -> bool:
     if entry is None:
         return False
     url = urlsplit(entry.server)
-    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=10)
+    connection = http.client.HTTPConnection(url.hostname or "", url.port, timeout=60)
     try:
         connection.request(method, url.path + path)
         return connection.getresponse().status == 200
@@ -103,11 +103,12 @@ def _ask(home: Path, method: str, path: str) -> bool:
 def _spawn(home: Path) -> None:
     """Start the process and wait until it answers: it says so on a pipe."""
     receive, send = os.pipe()
-    command = [sys.executable, "-m", __name__, "--home", str(home), "--ready", str(send)]
+    command = [sys.executable, "-m", __name__, "--home", str(home.absolute()), "--ready", str(send)]
     with (home / LOG).open("ab") as log, contextlib.closing(os.fdopen(receive, "rb")) as pipe:
         try:
             subprocess.run(
                 command,
+                cwd=home,  # the user's folder may go, and its modules are none of ours
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

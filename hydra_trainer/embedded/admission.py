@@ -65,6 +65,12 @@ class Admission:
         self._webhooks(kind, before["metadata"].get("namespace", ""), obj)
         return unknown
 
+    def conditional(self, kind: Kind, obj: Object) -> None:
+        """Refuse to replace a custom object, whatever it is by now. Raises ApiError 422."""
+        if not obj["metadata"].get("resourceVersion"):
+            text = "Invalid value: 0: must be specified for an update"
+            _refuse(kind, obj, [Problem("metadata.resourceVersion", text)])
+
     def _check_namespace(self, kind: Kind, namespace: str, obj: Object) -> None:
         place = self._store.record("namespaces", "", namespace).load()
         if "deletionTimestamp" in place["metadata"]:

@@ -108,7 +108,7 @@ class Api:
             return _json({"token": self.access.token(_user(request))})
         if request.path == "/embedded/stop" and request.method == "POST":
             return _json({})  # the server sees to it
-        found = self._discovery.answer(request) if request.method in ("GET", "HEAD") else None
+        found = self._discovery.answer(request) if request.method == "GET" else None
         return found or Response(b"404 page not found\n", 404, "text/plain; charset=utf-8")
 
     def _do(

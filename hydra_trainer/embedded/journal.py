@@ -46,7 +46,7 @@ class Journal:
     def rewrite(self, version: int, objects: Iterable[tuple[str, bytes]]) -> None:
         """Write the (resource, text) of all objects to a new file, and let it take the place."""
         new = self.path.with_suffix(".new")
-        with new.open("wb") as file:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(b"%d at\n" % version)
             for resource, text in objects:
                 file.write(b"%d put %s %s\n" % (version, resource.encode(), text))

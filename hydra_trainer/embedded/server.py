@@ -86,8 +86,9 @@ class Server:
         while not self._ending.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return
+            except OSError:  # stopped, or too many open files for now
+                self._ending.wait(0.05)
+                continue
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

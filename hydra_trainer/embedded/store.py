@@ -220,23 +220,13 @@ class Store:
                 raise refusals.conflict(resource, name, why + record.uid)
             if propagation == "Orphan":
                 self._disown(record)
-            foreground = propagation == "Foreground" and self._dependents.get(record.uid)
-            obj = record.load()
-            meta = obj["metadata"]
-            seconds = metadata.grace_of(resource, obj, grace)
-            if foreground and FOREGROUND not in meta.get("finalizers", ()):
-                meta["finalizers"] = [*meta.get("finalizers", ()), FOREGROUND]
-            if resource == "namespaces":
-                obj["status"] = {"phase": "Terminating"}
-            metadata.mark_deleted(meta, seconds)
-            if seconds or meta.get("finalizers") or resource == "namespaces":
-                record = self._rewrite(record, obj)
+            foreground = propagation == "Foreground" and bool(self._dependents.get(record.uid))
+            record = self._mark(record, grace, foreground)
             if foreground:
                 self._delete_all(self._dependents[record.uid], propagation)
             if resource == "namespaces":
                 self._delete_all(self._inside(name), "Background")
-            if not seconds:
-                self._finish(record)
+            self._finish(record)
             return self._records[resource].get((namespace, name), record).load()
 
     def remove(self, resource: str, namespace: str, name: str) -> None:
@@ -255,6 +245,21 @@ class Store:
                 return
             metadata.mark_deleted(obj["metadata"], 0)
             self._rewrite(record, obj)
+
+    def _mark(self, record: Record, grace: float | None, foreground: bool) -> Record:
+        """Write into an object that it is to go, and what has to happen before."""
+        obj = record.load()
+        meta = obj["metadata"]
+        if foreground and FOREGROUND not in meta.get("finalizers", ()):
+            meta["finalizers"] = [*meta.get("finalizers", ()), FOREGROUND]
+        if record.resource == "namespaces":
+            obj["status"] = {"phase": "Terminating"}
+        seconds = metadata.grace_of(record.resource, obj, grace)
+        metadata.mark_deleted(meta, seconds)
+        if seconds or meta.get("finalizers") or record.resource == "namespaces":
+            return self._rewrite(record, obj)
+        self._drop(record)  # nobody would see the mark
+        return record
 
     def _finish(self, record: Record) -> None:
         """Take away what was deleted and waits for nothing any more."""

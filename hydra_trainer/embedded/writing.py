@@ -48,6 +48,8 @@ class Writing:
     def replace(self, target: Target, request: Request) -> Response:
         """Raises ApiError 400, 404, 409 or 422."""
         body = check_body(target.kind, target.namespace, target.name, _decoded(request))
+        if target.kind.custom:
+            self._admission.conditional(target.kind, body)
 
         def write(found: Object) -> list[str]:
             metadata.check_unchanged(target.resource, found["metadata"], body["metadata"])
