@@ -29,6 +29,7 @@ class Reply:
     code: int = 200
     body: Any = field(default_factory=dict)
     headers: dict[str, str] = field(default_factory=dict)
+    closes: bool = False  # the connection, without having said so
 
 
 CUT = "cut"
@@ -108,6 +109,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
+        self.close_connection = self.close_connection or reply.closes
 
     def stream(self, reply: Stream) -> None:
         self.send_response(200)

@@ -266,6 +266,20 @@ def test_a_connection_is_used_again_until_the_server_closes_it(api: Api, cluster
     assert len({asked.client for asked in api.asked}) == 2
 
 
+def test_a_connection_that_was_closed_while_idle_is_no_trouble(
+    api: Api, cluster: Cluster, clock: Clock
+) -> None:
+    api.replies(Reply(closes=True), Reply(201, stored()))
+    cluster.get(JOBS, "other")
+    client = cluster._connection._client
+    assert client is not None
+    (idle,) = client._route._idle
+    while not idle.has_ended():
+        pass  # until the end of the connection has come through
+    cluster.create(job())
+    assert clock.waits == []
+
+
 # ------------------------------------------------------------------------------ one job, ever
 
 

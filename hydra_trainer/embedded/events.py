@@ -2,45 +2,66 @@
 
 import contextlib
 import uuid
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any
 
+from .metadata import now
 from .refusals import ApiError
 from .store import Store
 
 Object = dict[str, Any]
 
+LONGEST = 1024
+"""Characters of a message: the API takes no more."""
 
-def record(store: Store, about: Object, reason: str, message: str, kind: str = "Normal") -> None:
-    """Write an event about an object, or count it once more."""
-    metadata = about["metadata"]
-    namespace = metadata.get("namespace") or "default"
-    name = f"{metadata['name']}.{uuid.uuid5(uuid.NAMESPACE_OID, reason + message).hex[:16]}"
-    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    def again(event: Object) -> None:
-        event["count"] += 1
-        event["lastTimestamp"] = time
+@dataclass(frozen=True)
+class Recorder:
+    """Writes the events of one component, which may be a part of a node (`host`)."""
 
-    with contextlib.suppress(ApiError):
-        store.change("events", namespace, name, again)
-        return
-    event = {
-        "metadata": {"name": name, "namespace": namespace},
-        "involvedObject": {
-            "kind": about["kind"],
-            "apiVersion": about["apiVersion"],
-            "name": metadata["name"],
-            "namespace": namespace,
-            "uid": metadata.get("uid"),
-        },
-        "reason": reason,
-        "message": message,
-        "type": kind,
-        "count": 1,
-        "firstTimestamp": time,
-        "lastTimestamp": time,
-        "source": {"component": "hydra-trainer"},
-    }
-    with contextlib.suppress(ApiError):  # the namespace has gone
-        store.create("events", namespace, event)
+    store: Store
+    component: str
+    host: str = ""
+
+    def tell(
+        self, about: Object, reason: str, message: str, kind: str = "Normal", part: str = ""
+    ) -> None:
+        """Write an event about an object, or count it once more.
+
+        Args:
+            kind: Normal or Warning.
+            part: the fieldPath of what it is about, such as `spec.containers{pytorch}`.
+        """
+        meta, message = about["metadata"], message[:LONGEST]
+        namespace = meta.get("namespace") or "default"
+        same = "\0".join((meta["uid"], self.component, kind, reason, message, part))
+        name = f"{meta['name']}.{uuid.uuid5(uuid.NAMESPACE_OID, same).hex[:16]}"
+        time = now()
+
+        def again(event: Object) -> None:
+            event |= {"count": event["count"] + 1, "lastTimestamp": time}
+
+        with contextlib.suppress(ApiError):
+            self.store.change("events", namespace, name, again)
+            return
+        target = {"kind": about["kind"], "apiVersion": about["apiVersion"], "uid": meta["uid"]}
+        event = {
+            "metadata": {"name": name, "namespace": namespace},
+            "involvedObject": {
+                **target,
+                "namespace": namespace,
+                "name": meta["name"],
+                **({"fieldPath": part} if part else {}),
+            },
+            "reason": reason,
+            "message": message,
+            "type": kind,
+            "count": 1,
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "source": {"component": self.component, **({"host": self.host} if self.host else {})},
+            "reportingComponent": self.component,
+            "reportingInstance": self.host,
+        }
+        with contextlib.suppress(ApiError):  # the namespace has gone
+            self.store.create("events", namespace, event)

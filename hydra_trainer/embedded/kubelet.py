@@ -1,581 +1,354 @@
-"""The one node of the embedded cluster: its scheduler, and its kubelet."""
+"""The kubelet of all nodes: it runs pods as processes of this machine.
 
-import base64
+One thread does everything, and sleeps until the store, a process or a clock has something for it.
+What it does for one pod is in podworker.py.
+"""
+
 import contextlib
 import heapq
+import os
+import platform
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+import traceback
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from queue import Empty
 from typing import Any
 
-from . import events
-from .podlogs import log_file
-from .process import Paths, Process, expand
+from .discovery import VERSION
+from .events import Recorder
+from .history import Object
+from .metadata import now
+from .podstatus import OVER, condition
+from .podworker import SHUTDOWN, PodWorker, clean, take_away
+from .process import kill_marked
 from .refusals import ApiError
 from .store import Store
 
-Object = dict[str, Any]
-
 NODE = "this-machine"
-MESSAGE_LIMIT = 4096  # bytes of a termination message
-FALLBACK_LIMIT = 2048  # bytes of the log that stand in for one
-RESTART_DELAYS = (0.1, 0.5, 2.0, 5.0)
-"""Seconds before a container is started again in place. A real kubelet begins with 10."""
-PORTS = ("MASTER_PORT", "PET_MASTER_PORT")
-HOSTS = ("MASTER_ADDR", "PET_MASTER_ADDR")
-ENDPOINT = "PET_RDZV_ENDPOINT"
-UNKNOWN_IMAGE = "no-such-image"
-"""In the name of an image: rehearse one that cannot be pulled."""
+"""The node that a cluster has from the start."""
 
+PODS = 110
+"""Pods that a node takes: the default of a real kubelet."""
 
-def now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+BACK_OFF = 0.1
+LONGEST_BACK_OFF = 5.0
+"""Seconds before a container starts again, the second time; twice as long each time after that. The
+first time it is at once. A real kubelet waits 10 seconds, and 300 at most."""
+
+PORTS = range(20_000, 32_000)
+"""For the pods of a job to meet at: below those that the kernel gives out (ip_local_port_range)."""
+
+LOST = {"phase": "Failed", "reason": "NodeLost", "message": "The node's process has ended."}
+UNKNOWN = {
+    "exitCode": 137,
+    "reason": "ContainerStatusUnknown",
+    "message": "The container could not be located when the pod was terminated",
+}
+
+CALL = "CALL"
+"""The type of what the kubelet's own threads put among the changes of the store."""
 
 
 class Kubelet:
-    """Runs the pods of a store.
+    """Runs the pods of a store that a scheduler has given a node.
 
     Args:
         store: where the pods are.
-        home: for the pods' files.
-        capacity: extended resources of the node, such as {"nvidia.com/gpu": 8}. CPU and memory are
-            not counted: the machine is what it is.
-        claims: the PersistentVolumeClaims that exist; None: any, made on use.
+        home: the folder for their files, logs and volumes.
+        capacity: extended resources of NODE, such as {"nvidia.com/gpu": 8}; without, it keeps those
+            that the store has for it, at first none.
+        claims: the PersistentVolumeClaims that exist besides those in the store; None: any.
+        back_off: seconds; see BACK_OFF.
     """
 
     def __init__(
         self,
         store: Store,
         home: Path,
-        capacity: dict[str, int] | None = None,
-        claims: list[str] | None = None,
+        capacity: Mapping[str, int] | None = None,
+        claims: Collection[str] | None = None,
+        *,
+        back_off: float = BACK_OFF,
     ) -> None:
         self.store = store
-        self.home = home
-        self.capacity = capacity or {}
+        self.home = home.absolute()
         self.claims = claims
-        self._pods: dict[str, _Pod] = {}  # by uid
-        self._ports: dict[str, int] = {}  # by uid of the owner
-        self._waiting: set[tuple[str, str]] = set()  # pods that something is missing for
+        self.back_off = back_off
+        self.clock = time.monotonic
+        self._capacity = capacity
+        self._workers: dict[str, PodWorker] = {}  # by uid
+        self._ports: dict[str, int] = {}  # by uid of a pod's owner
+        self._ends: dict[tuple[str, str], tuple[float, int]] = {}
         self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._count = 0
-        self._lock = threading.RLock()
-        self._stopped = threading.Event()
+        self._timed = 0
+        self._stopping = False
         self._changes = store.subscribe()
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="embedded-kubelet", daemon=True)
 
     def start(self) -> None:
+        """Begin; what an earlier process left is ended, and its pods are lost."""
+        kill_marked(f"{self.home}|")
+        self._register()
         for pod in self.store.list("pods")[0]:
-            if pod["spec"].get("nodeName") and not _over(pod):
-                self._lost(pod)
-            else:
-                self._look(pod)
+            if pod["spec"].get("nodeName") and _phase(pod) not in OVER:
+                self._inherit(pod)
         self._thread.start()
 
-    def stop(self) -> None:
-        """End all pods' processes, now."""
-        self._stopped.set()
-        with self._lock:
-            for running in list(self._pods.values()):
-                running.kill()
+    def stop(self, grace: float | None = None) -> None:
+        """End all pods as a machine that shuts down does: SIGTERM, the grace period, SIGKILL.
 
-    @property
-    def busy(self) -> bool:
-        """Whether a pod runs."""
-        return bool(self._pods)
+        Args:
+            grace: seconds; None: those of the pods.
+        """
+        self.post(lambda: self._shut_down(grace))
+        if self._thread.ident:
+            self._thread.join()
+        self.store.unsubscribe(self._changes)
 
     # ------------------------------------------------------------------------- what users may ask
 
-    def kill(self, namespace: str, name: str, number: int = signal.SIGKILL) -> None:
-        """Send a signal to the containers of a pod, as a fault of the machine would."""
-        self._pods[self.store.get("pods", namespace, name)["metadata"]["uid"]].signal(number)
+    def kill(
+        self, namespace: str, name: str, number: int = signal.SIGKILL, reason: str = ""
+    ) -> None:
+        """Send a signal to the containers of a pod, as a fault of the machine would.
 
-    def drain(self) -> None:
-        """Evict all pods: SIGTERM, the grace period, SIGKILL. They end as Failed: Evicted."""
-        with self._lock:
-            for running in list(self._pods.values()):
-                running.evict()
+        Args:
+            reason: what the status is to say of a container that is killed: OOMKilled.
+        """
+        self._ask(namespace, name, lambda worker: worker.signal(number, reason))
 
-    # ---------------------------------------------------------------------------------- the loop
+    def evict(
+        self, namespace: str, name: str, message: str = "The node was low on resource: memory."
+    ) -> None:
+        """End a pod as a node does that is short of something: at once; it stays, as Failed."""
+        self._ask(namespace, name, lambda worker: worker.evict(message))
 
-    def _run(self) -> None:
-        while not self._stopped.is_set():
-            with contextlib.suppress(Empty):
-                kind, resource, obj = self._changes.get(timeout=self._pause())
-                self._take(kind, resource, obj)
-            self._fire()
+    def drain(self, node: str | None = None) -> None:
+        """Delete the pods of a node, or of all, as `kubectl drain` does: they may save and go.
 
-    def _take(self, kind: str, resource: str, obj: Object) -> None:
-        if resource in ("configmaps", "secrets", "persistentvolumeclaims") and kind == "ADDED":
-            for namespace, name in list(self._waiting):
-                with contextlib.suppress(ApiError):
-                    self._look(self.store.get("pods", namespace, name))
-        if resource != "pods":
-            return
-        uid = obj["metadata"]["uid"]
-        if kind == "DELETED":
-            self._waiting.discard(_where(obj))
-            if uid in self._pods:
-                self._pods[uid].kill()
-        elif obj["metadata"].get("deletionTimestamp"):
-            if uid in self._pods:
-                self._pods[uid].terminate()
-            else:
-                self.store.remove("pods", *_where(obj))
-        else:
-            self._look(obj)
+        Another node is thought to come in its place: pods that are made anew run.
+        """
+        for pod in self.store.list("pods")[0]:
+            where = pod["spec"].get("nodeName")
+            if where and (node is None or node == where) and _phase(pod) not in OVER:
+                disrupt(self.store, pod)
+
+    def _ask(self, namespace: str, name: str, function: Callable[[PodWorker], None]) -> None:
+        """Let the thread do something for a pod. Raises ApiError 404 when there is none."""
+        uid = self.store.record("pods", namespace, name).uid
+
+        def ask() -> None:
+            if uid in self._workers:
+                function(self._workers[uid])
+
+        self.post(ask)
+
+    # ---------------------------------------------------------------------------------- the thread
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Let the kubelet's thread call a function. May be called by any thread."""
+        self._changes.put((CALL, "", {"function": function}))
 
     def later(self, seconds: float, function: Callable[[], None]) -> None:
-        """Call a function of this thread's after some time."""
-        with self._lock:
-            self._count += 1
-            heapq.heappush(self._timers, (time.monotonic() + seconds, self._count, function))
+        """Call a function after some time. For the kubelet's thread only."""
+        self._timed += 1
+        heapq.heappush(self._timers, (self.clock() + seconds, self._timed, function))
 
-    def _pause(self) -> float:
-        with self._lock:
-            first = self._timers[0][0] - time.monotonic() if self._timers else 1.0
-        return min(max(first, 0.001), 0.5)
+    def _run(self) -> None:
+        while not (self._stopping and not self._workers):
+            with contextlib.suppress(Empty):
+                self._guard(self._take, *self._changes.get(timeout=self._pause()))
+            while self._timers and self._timers[0][0] <= self.clock():
+                self._guard(heapq.heappop(self._timers)[2])
 
-    def _fire(self) -> None:
-        while True:
-            with self._lock:
-                if not self._timers or self._timers[0][0] > time.monotonic():
-                    return
-                function = heapq.heappop(self._timers)[2]
-            function()
+    def _pause(self) -> float | None:
+        """Return the seconds until a clock rings, if one will."""
+        return max(0.0, self._timers[0][0] - self.clock()) if self._timers else None
 
-    # ------------------------------------------------------------------------------------ starting
+    def _guard(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Go on whatever happens: the log of the server says what did."""
+        try:
+            function(*arguments)
+        except Exception:
+            traceback.print_exc()
 
-    def _look(self, pod: Object) -> None:
-        """Place a pod, or start it, as far as that is possible now."""
-        if _over(pod) or pod["metadata"]["uid"] in self._pods:
-            return
-        if not pod["spec"].get("nodeName"):
-            if (reason := self._unschedulable(pod)) is not None:
-                self._pending(pod, reason)
+    def _take(self, kind: str, resource: str, obj: Object) -> None:
+        if kind == CALL:
+            obj["function"]()
+        elif resource == "pods":
+            self._take_pod(kind, obj)
+        elif resource in ("configmaps", "secrets") and kind != "DELETED":
+            for worker in [*self._workers.values()]:
+                if worker.is_waiting and worker.where[0] == obj["metadata"]["namespace"]:
+                    worker.advance()
+
+    def _take_pod(self, kind: str, pod: Object) -> None:
+        worker = self._workers.get(pod["metadata"]["uid"])
+        if kind == "DELETED":
+            if worker:
+                worker.abandon()
+            else:
+                clean(self.home, pod)
+        elif worker:
+            worker.change(pod)
+        elif pod["spec"].get("nodeName") and _phase(pod) not in OVER:
+            self._accept(pod)
+        elif pod["metadata"].get("deletionTimestamp"):
+            take_away(self.store, pod)
+
+    def _accept(self, pod: Object) -> None:
+        """Take a pod, unless it has gone in the meantime."""
+        meta = pod["metadata"]
+        with contextlib.suppress(ApiError):
+            pod = self.store.get("pods", meta["namespace"], meta["name"])
+            if pod["metadata"]["uid"] != meta["uid"] or _phase(pod) in OVER:
                 return
-            pod = self._place(pod)
-        if (problem := self._missing(pod)) is not None:
-            self._wait_for(pod, *problem)
+            if pod["metadata"].get("deletionTimestamp"):
+                take_away(self.store, pod)
+                return
+            if self._stopping:
+                return
+            worker = self._workers[meta["uid"]] = PodWorker(self, pod)
+            worker.take()
+            self.later(self._patience(pod), worker.advance)
+
+    def _patience(self, pod: Object) -> float:
+        """Return the seconds to wait before a pod starts whose forerunners did not live long.
+
+        Real pods take some time to start. Without it, one that fails at once and is made anew by
+        its controller would keep this machine busy with nothing else.
+        """
+        ended, count = self._ends.get(_place(pod), (0.0, 0))
+        return self.delay(count) if self.clock() - ended < 2 * LONGEST_BACK_OFF else 0.0
+
+    def delay(self, restarts: int) -> float:
+        """Return the seconds before a container starts again that was started so often before."""
+        return min(self.back_off * 2 ** (restarts - 1), LONGEST_BACK_OFF) if restarts else 0.0
+
+    def forget(self, worker: PodWorker) -> None:
+        """Let go of a pod that is over, or gone."""
+        if self._workers.pop(worker.uid, None) is None:
             return
-        self._waiting.discard(_where(pod))
-        with self._lock:
-            self._pods[pod["metadata"]["uid"]] = running = _Pod(self, pod)
-        running.start()
+        place = _place(worker.pod)
+        before, count = self._ends.get(place, (0.0, 0))
+        is_same = self.clock() - before < 2 * LONGEST_BACK_OFF
+        self._ends[place] = (self.clock(), count + 1 if is_same else 1)
 
-    def _unschedulable(self, pod: Object) -> str | None:
-        for name, wanted in _extended(pod).items():
-            used = sum(_extended(other.pod).get(name, 0) for other in self._pods.values())
-            if used + wanted > self.capacity.get(name, 0):
-                return (
-                    f"0/1 nodes are available: 1 Insufficient {name}. preemption: 0/1 nodes are "
-                    "available: 1 No preemption victims found for incoming pod."
-                )
-        for claim in _claims(pod):
-            if self.claims is not None and claim not in self.claims:
-                return f'persistentvolumeclaim "{claim}" not found'
-        return None
+    def _shut_down(self, grace: float | None) -> None:
+        self._stopping = True
+        for worker in [*self._workers.values()]:
+            worker.terminate(SHUTDOWN, grace)
 
-    def _pending(self, pod: Object, message: str) -> None:
-        condition = {
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": "Unschedulable",
-            "message": message,
-            "lastTransitionTime": now(),
-        }
-        before = (pod.get("status") or {}).get("conditions") or []
-        if not any(found.get("message") == message for found in before):
-            self._set(pod, lambda found: found["status"].update(conditions=[condition]))
-            events.record(self.store, pod, "FailedScheduling", message, "Warning")
+    # ------------------------------------------------------------------------------------- nodes
 
-    def _place(self, pod: Object) -> Object:
-        scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()}
+    def _register(self) -> None:
+        """Make the node that every cluster has, or give it what it is to have now."""
+        node = _node(NODE, self._capacity or {})
+        try:
+            self.store.create("nodes", "", node)
+        except ApiError:
+            if self._capacity:
+                node["metadata"] = self.store.get("nodes", "", NODE)["metadata"]
+                self.store.replace("nodes", "", node, subresource="status")
 
-        def place(found: Object) -> None:
-            found["spec"]["nodeName"] = NODE
-            found["status"] |= {"conditions": [scheduled], "startTime": now()}
-            found["status"] |= {"hostIP": "127.0.0.1", "podIP": "127.0.0.1"}
+    def _inherit(self, pod: Object) -> None:
+        """Go on with a pod of an earlier process, or write that it is lost."""
+        where = pod["metadata"]["namespace"], pod["metadata"]["name"]
+        states = (pod.get("status") or {}).get("containerStatuses") or []
+        if all("waiting" in one["state"] and not one["lastState"] for one in states):
+            self.post(lambda: self._accept(pod))
+            return
 
-        placed = self._set(pod, place) or pod
-        name = f"{placed['metadata']['namespace']}/{placed['metadata']['name']}"
-        message = f"Successfully assigned {name} to {NODE}"
-        events.record(self.store, pod, "Scheduled", message)
-        return placed
+        def lose(found: Object) -> None:
+            found["status"] |= LOST
+            for one in found["status"]["containerStatuses"]:
+                if "terminated" not in one["state"]:
+                    one["state"] = {"terminated": {**UNKNOWN, "finishedAt": now()}}
+                one |= {"ready": False, "started": False}
 
-    def _missing(self, pod: Object) -> tuple[str, str, str] | None:
-        """Return (reason, message, event) of what keeps the containers from starting."""
-        for container in pod["spec"]["containers"]:
-            if UNKNOWN_IMAGE in container["image"]:
-                image = container["image"]
-                return "ImagePullBackOff", f'Back-off pulling image "{image}"', "Failed"
-        namespace = pod["metadata"]["namespace"]
-        for resource, name in _sources(pod):
-            if self.find(resource, namespace, name) is None:
-                message = f'{resource[:-1]} "{name}" not found'
-                return "ContainerCreating", message, "FailedMount"
-        return None
-
-    def _wait_for(self, pod: Object, reason: str, message: str, event: str) -> None:
-        self._waiting.add(_where(pod))
-        waiting = {"reason": reason, "message": message}
-        statuses = [
-            _container_status(container, {"waiting": waiting}, {}, 0)
-            for container in pod["spec"]["containers"]
-        ]
-        self._set(pod, lambda found: found["status"].update(containerStatuses=statuses))
-        events.record(self.store, pod, event, message, "Warning")
-
-    # ------------------------------------------------------------------------------------- shared
-
-    def find(self, resource: str, namespace: str, name: str) -> Object | None:
-        with contextlib.suppress(ApiError):
-            return self.store.get(resource, namespace, name)
-        return None
-
-    def _set(self, pod: Object, function: Callable[[Object], None]) -> Object | None:
-        with contextlib.suppress(ApiError):
-            return self.store.change("pods", *_where(pod), function)
-        return None
-
-    def _lost(self, pod: Object) -> None:
-        """A pod that ran when the process before this one ended."""
-        status = {"phase": "Failed", "reason": "NodeLost", "message": "the node went away"}
-        self._set(pod, lambda found: found["status"].update(status))
+        self.store.change("pods", *where, lose)
         if pod["metadata"].get("deletionTimestamp"):
-            self.store.remove("pods", *_where(pod))
+            take_away(self.store, pod)
 
-    def forget(self, uid: str) -> None:
-        with self._lock:
-            self._pods.pop(uid, None)
+    # -------------------------------------------------------------------------- what workers share
+
+    def events(self, pod: Object) -> Recorder:
+        return Recorder(self.store, "kubelet", str(pod["spec"].get("nodeName")))
+
+    def mark(self, uid: str, container: str) -> str:
+        return f"{self.home}|{uid}|{container}|"
 
     def port(self, pod: Object) -> int:
-        """Return the port on which the pods of a job meet: all jobs share one network here."""
-        owners = pod["metadata"].get("ownerReferences") or [{"uid": pod["metadata"]["uid"]}]
-        with self._lock:
-            if owners[0]["uid"] not in self._ports:
-                with socket.socket() as probe:
-                    probe.bind(("127.0.0.1", 0))
-                    self._ports[owners[0]["uid"]] = probe.getsockname()[1]
-            return self._ports[owners[0]["uid"]]
+        """Return the port at which the pods of a job meet: all jobs share one network here."""
+        owners = pod["metadata"].get("ownerReferences") or [pod["metadata"]]
+        uid = owners[0]["uid"]
+        if uid not in self._ports:
+            self._ports[uid] = _free_port(zlib.crc32(uid.encode()), {*self._ports.values()})
+        return self._ports[uid]
 
 
-class _Pod:
-    """One pod that was started."""
+def disrupt(store: Store, pod: Object, grace: float | None = None) -> None:
+    """Delete a pod as the eviction API does, and write down why."""
+    where = pod["metadata"]["namespace"], pod["metadata"]["name"]
 
-    def __init__(self, kubelet: Kubelet, pod: Object) -> None:
-        self.kubelet = kubelet
-        self.pod = pod
-        self.folder = kubelet.home / "pods" / pod["metadata"]["uid"]
-        self._processes: dict[str, Process] = {}
-        self._states: dict[str, Object] = {}
-        self._before: dict[str, Object] = {}
-        self._restarts: dict[str, int] = {}
-        self._stopping = False
-        self._evicted = False
-        self._lock = threading.RLock()
+    def mark(found: Object) -> None:
+        reason, message = "EvictionByEvictionAPI", "Eviction API: evicting"
+        target = condition(None, "DisruptionTarget", True)
+        others = (found["status"].get("conditions")) or []
+        found["status"]["conditions"] = [*others, {**target, "reason": reason, "message": message}]
 
-    # ------------------------------------------------------------------------------------ its life
-
-    def start(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for container in self.pod["spec"]["containers"]:
-            self._start(container)
-
-    def _start(self, container: Object) -> None:
-        name = container["name"]
-        with self._lock:
-            if self._stopping:
-                return
-            self._states[name] = {"running": {"startedAt": now()}}
-            restart = self._restarts.setdefault(name, 0)
-            try:
-                self._processes[name] = self._process(container, restart)
-            except (OSError, ValueError) as error:
-                self._log(container, str(error), restart)
-                self._ended(container, 127)
-                return
-        self._tell()
-        self._event("Started", f"Started container {name}")
-
-    def _process(self, container: Object, restart: int) -> Process:
-        paths = self._paths(container)
-        env: dict[str, str] = {}
-        for key, value in self._env(container):
-            env[key] = expand(value, env)
-        env = {key: paths.here(value) for key, value in env.items()}
-        words = [*(container.get("command") or []), *(container.get("args") or [])]
-        if not words:
-            raise ValueError("the embedded cluster has no images: the container needs a command")
-        command = [paths.here(expand(word, env)) for word in words]
-        self._message_file(container).write_text("")
-        folder = Path(paths.here(container.get("workingDir") or str(self.folder)))
-        log = log_file(self.kubelet.home, self.pod, container["name"], restart)
-        return Process(command, env, folder, log, lambda code: self._ended(container, code))
-
-    def _log(self, container: Object, text: str, restart: int) -> None:
-        path = log_file(self.kubelet.home, self.pod, container["name"], restart)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(f"{now()} stderr F {text}\n")
-
-    def _ended(self, container: Object, code: int) -> None:
-        name = container["name"]
-        with self._lock:
-            started = self._states[name].get("running", {}).get("startedAt") or now()
-            terminated = {
-                "exitCode": code,
-                "reason": "Completed" if code == 0 else "Error",
-                "startedAt": started,
-                "finishedAt": now(),
-                "message": self._message(container, code),
-            }
-            if not terminated["message"]:
-                del terminated["message"]
-            self._states[name] = {"terminated": terminated}
-            policy = self.pod["spec"].get("restartPolicy", "Always")
-            again = policy == "Always" or (policy == "OnFailure" and code != 0)
-            if again and not self._stopping:
-                self._again(container, terminated)
-                return
-            over = all("terminated" in state for state in self._states.values())
-        self._tell()
-        if over:
-            self._finish()
-
-    def _again(self, container: Object, terminated: Object) -> None:
-        name = container["name"]
-        self._restarts[name] += 1
-        self._before[name] = {"terminated": terminated}
-        message = f"back-off restarting failed container={name}"
-        self._states[name] = {"waiting": {"reason": "CrashLoopBackOff", "message": message}}
-        self._tell()
-        delay = RESTART_DELAYS[min(self._restarts[name], len(RESTART_DELAYS)) - 1]
-        self._event("BackOff", f"Back-off restarting failed container {name}", "Warning")
-        self.kubelet.later(delay, lambda: self._start(container))
-
-    def _finish(self) -> None:
-        self.kubelet.forget(self.pod["metadata"]["uid"])
-        with contextlib.suppress(ApiError):
-            found = self.kubelet.store.get("pods", *_where(self.pod))
-            same = found["metadata"]["uid"] == self.pod["metadata"]["uid"]
-            if same and found["metadata"].get("deletionTimestamp"):
-                self.kubelet.store.remove("pods", *_where(self.pod))
-
-    def signal(self, number: int) -> None:
-        for process in list(self._processes.values()):
-            process.signal(number)
-
-    def kill(self) -> None:
-        self._stopping = True
-        self.signal(signal.SIGKILL)
-
-    def terminate(self) -> None:
-        """SIGTERM, the grace period, SIGKILL."""
-        with self._lock:
-            if self._stopping:
-                return
-            self._stopping = True
-        self._event("Killing", f"Stopping container {self.pod['spec']['containers'][0]['name']}")
-        if all("running" not in state for state in self._states.values()):
-            self._finish()
-            return
-        self.signal(signal.SIGTERM)
-        grace = self.pod["spec"].get("terminationGracePeriodSeconds", 30)
-        self.kubelet.later(grace, lambda: self.signal(signal.SIGKILL))
-
-    def evict(self) -> None:
-        self._evicted = True
-        self._event("Evicted", "The node is being drained", "Warning")
-        self.terminate()
-
-    # --------------------------------------------------------------------------------- what it sees
-
-    def _env(self, container: Object) -> Iterator[tuple[str, str]]:
-        yield "HOSTNAME", self.pod["metadata"]["name"]
-        yield "XDG_CACHE_HOME", str(Path("~/.cache").expanduser())
-        port = str(self.kubelet.port(self.pod))
-        for item in container.get("env") or []:
-            name = item["name"]
-            value = str(item.get("value") or "")
-            if "valueFrom" in item:
-                found = self._value_from(item["valueFrom"])
-                if found is None:
-                    continue
-                value = found
-            if name in PORTS:
-                value = port
-            elif name in HOSTS:
-                value = "127.0.0.1"
-            elif name == ENDPOINT:
-                value = f"127.0.0.1:{port}"
-            yield name, value
-
-    def _value_from(self, source: Object) -> str | None:
-        if "fieldRef" in source:
-            node: Any = self.pod
-            for key in source["fieldRef"]["fieldPath"].split("."):
-                node = node.get(key) if isinstance(node, dict) else None
-            return str(node or "")
-        for kind, resource in (("secretKeyRef", "secrets"), ("configMapKeyRef", "configmaps")):
-            if kind in source:
-                reference = source[kind]
-                namespace = self.pod["metadata"]["namespace"]
-                obj = self.kubelet.find(resource, namespace, reference["name"]) or {}
-                content = _files(obj).get(reference["key"])
-                return None if content is None else content.decode()
-        return None
-
-    def _paths(self, container: Object) -> Paths:
-        volumes = {volume["name"]: volume for volume in self.pod["spec"].get("volumes") or []}
-        places = {}
-        for mount in container.get("volumeMounts") or []:
-            if mount["mountPath"] == "/dev/shm":
-                continue  # this machine has its own
-            place = self._volume(volumes[mount["name"]])
-            if mount.get("subPath"):
-                place = place / mount["subPath"]
-                place.mkdir(parents=True, exist_ok=True)
-            places[mount["mountPath"].rstrip("/")] = place
-        places[container["terminationMessagePath"]] = self._message_file(container)
-        return Paths(places)
-
-    def _message_file(self, container: Object) -> Path:
-        return self.folder / f"{container['name']}.termination-message"
-
-    def _volume(self, volume: Object) -> Path:
-        """Return the folder of this machine that is a volume."""
-        if "hostPath" in volume:
-            place = Path(volume["hostPath"]["path"])
-        elif "persistentVolumeClaim" in volume:
-            claim = volume["persistentVolumeClaim"]["claimName"]
-            place = self.kubelet.home / "volumes" / self.pod["metadata"]["namespace"] / claim
-        else:
-            place = self.folder / "volumes" / volume["name"]
-        place.mkdir(parents=True, exist_ok=True)
-        for resource, name in _sources_of(volume):
-            namespace = self.pod["metadata"]["namespace"]
-            for key, content in _files(self.kubelet.find(resource, namespace, name) or {}).items():
-                (place / key).write_bytes(content)
-        return place
-
-    # ------------------------------------------------------------------------------- what it tells
-
-    def _message(self, container: Object, code: int) -> str:
-        with contextlib.suppress(OSError):
-            if text := self._message_file(container).read_bytes()[:MESSAGE_LIMIT]:
-                return text.decode(errors="replace")
-        if code == 0 or container.get("terminationMessagePolicy") != "FallbackToLogsOnError":
-            return ""
-        restart = self._restarts[container["name"]]
-        with contextlib.suppress(OSError):
-            lines = log_file(self.kubelet.home, self.pod, container["name"], restart).read_bytes()
-            text = b"\n".join(line.split(b" ", 3)[-1] for line in lines.splitlines()[-80:])
-            return text[-FALLBACK_LIMIT:].decode(errors="replace")
-        return ""
-
-    def _tell(self) -> None:
-        """Write the pod's status."""
-        statuses = [
-            _container_status(
-                container,
-                self._states.get(container["name"], {}),
-                self._before.get(container["name"], {}),
-                self._restarts.get(container["name"], 0),
-            )
-            for container in self.pod["spec"]["containers"]
-        ]
-        ready = all("running" in status["state"] for status in statuses)
-        conditions = [
-            {"type": "PodScheduled", "status": "True", "lastTransitionTime": now()},
-            {"type": "Ready", "status": str(ready), "lastTransitionTime": now()},
-        ]
-
-        def write(found: Object) -> None:
-            found["status"] |= {"phase": self._phase(), "containerStatuses": statuses}
-            found["status"]["conditions"] = conditions
-            if self._evicted:
-                found["status"] |= {"reason": "Evicted", "message": "The node is being drained"}
-
-        with contextlib.suppress(ApiError):
-            found = self.kubelet.store.get("pods", *_where(self.pod))
-            if found["metadata"]["uid"] == self.pod["metadata"]["uid"]:
-                self.kubelet.store.change("pods", *_where(self.pod), write)
-
-    def _phase(self) -> str:
-        ends = [state.get("terminated") for state in self._states.values()]
-        if not all(ends):
-            return "Running"
-        failed = self._evicted or any(end["exitCode"] for end in ends if end)
-        return "Failed" if failed else "Succeeded"
-
-    def _event(self, reason: str, message: str, kind: str = "Normal") -> None:
-        events.record(self.kubelet.store, self.pod, reason, message, kind)
+    with contextlib.suppress(ApiError):  # it has gone by itself
+        store.change("pods", *where, mark, subresource="status")
+        store.delete("pods", *where, grace=grace, uid=pod["metadata"]["uid"])
 
 
-# ------------------------------------------------------------------------------------ reading a pod
+def _phase(pod: Object) -> str:
+    return str((pod.get("status") or {}).get("phase") or "Pending")
 
 
-def _container_status(container: Object, state: Object, before: Object, restarts: int) -> Object:
+def _place(pod: Object) -> tuple[str, str]:
+    """Return what a pod shares with the one that comes in its place."""
+    name = pod["spec"].get("hostname") or pod["metadata"]["name"]
+    return pod["metadata"]["namespace"], name
+
+
+def _free_port(first: int, taken: set[int]) -> int:
+    """Return a port of PORTS that nobody uses, the same for the same number if it is free."""
+    for step in range(len(PORTS)):
+        port = PORTS[(first + step) % len(PORTS)]
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            if port not in taken:
+                return port
+    raise OSError("no port is free")
+
+
+def _node(name: str, extended: Mapping[str, int]) -> Object:
+    """Return a node. What it does not list of CPU and memory is not counted: see scheduler.py."""
+    has = {"pods": str(PODS), **{key: str(value) for key, value in extended.items()}}
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "message": "ready"}
     return {
-        "name": container["name"],
-        "image": container["image"],
-        "imageID": "",
-        "state": state,
-        "lastState": before,
-        "ready": "running" in state,
-        "started": "running" in state,
-        "restartCount": restarts,
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}},
+        "spec": {},
+        "status": {
+            "capacity": has,
+            "allocatable": has,
+            "conditions": [{**ready, "lastHeartbeatTime": now(), "lastTransitionTime": now()}],
+            "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+            "nodeInfo": {
+                "kubeletVersion": VERSION["gitVersion"],
+                "operatingSystem": platform.system().lower(),
+                "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(
+                    platform.machine(), platform.machine()
+                ),
+                "kernelVersion": platform.release(),
+                "osImage": f"{os.uname().sysname} {os.uname().release}",
+                "containerRuntimeVersion": "process://1",
+            },
+        },
     }
-
-
-def _where(pod: Object) -> tuple[str, str]:
-    return pod["metadata"]["namespace"], pod["metadata"]["name"]
-
-
-def _over(pod: Object) -> bool:
-    return (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed")
-
-
-def _extended(pod: Object) -> dict[str, int]:
-    """Return the extended resources that a pod asks for, such as GPUs."""
-    found: dict[str, int] = {}
-    for container in pod["spec"]["containers"]:
-        limits = (container.get("resources") or {}).get("limits") or {}
-        for name, amount in limits.items():
-            if "/" in name:
-                found[name] = found.get(name, 0) + int(amount)
-    return found
-
-
-def _claims(pod: Object) -> list[str]:
-    volumes = pod["spec"].get("volumes") or []
-    key = "persistentVolumeClaim"
-    return [volume[key]["claimName"] for volume in volumes if key in volume]
-
-
-def _sources(pod: Object) -> list[tuple[str, str]]:
-    """Return the ConfigMaps and Secrets that the pod's volumes need."""
-    volumes = pod["spec"].get("volumes") or []
-    return [source for volume in volumes for source in _sources_of(volume)]
-
-
-def _sources_of(volume: Object) -> list[tuple[str, str]]:
-    if "configMap" in volume:
-        return [("configmaps", volume["configMap"]["name"])]
-    if "secret" in volume:
-        return [("secrets", volume["secret"]["secretName"])]
-    return []
-
-
-def _files(obj: Object) -> dict[str, bytes]:
-    """Return the files of a ConfigMap or a Secret."""
-    if obj.get("kind") == "Secret":
-        return {key: base64.b64decode(text) for key, text in (obj.get("data") or {}).items()}
-    found = {key: text.encode() for key, text in (obj.get("data") or {}).items()}
-    binary = (obj.get("binaryData") or {}).items()
-    return found | {key: base64.b64decode(text) for key, text in binary}

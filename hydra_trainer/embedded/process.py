@@ -1,108 +1,165 @@
-"""One container of a pod, as a process of this machine.
-
-What a container sees under a mountPath is a folder here, so these paths are rewritten wherever the
-pod's spec says them: in command, args, workingDir and the values of the environment.
-"""
+"""One start of a container: a process of this machine, and all that it starts."""
 
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO
 
-Object = dict[str, Any]
+INHERITED = ("LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE")
+"""What a process needs to know of this machine; all else comes from the pod."""
 
-INHERITED = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "TZ", "SSL_CERT_FILE")
-"""What a process needs of this machine; all else comes from the pod."""
+MARK = "HYDRA_TRAINER_CONTAINER"
+"""The variable that tells a container's processes from others. A session or a process group would
+not: torchrun's agent and its ranks each have one of their own."""
 
+LONGEST = 16 << 10
+"""Bytes of a line of a log, before it goes on in the next one (containerd's limit)."""
 
-class Paths:
-    """Rewrites the paths of a container to those of this machine."""
+DRAINS_WITHIN = 5.0
+"""Seconds for the rest of the output after the end: a process in the kernel may hold the pipe."""
 
-    def __init__(self, places: Mapping[str, Path]) -> None:
-        self._places = dict(places)
-        longest_first = sorted(map(re.escape, places), key=len, reverse=True)
-        pattern = rf"(?<![\w./-])({'|'.join(longest_first)})(?=/|$|[^\w.-])"
-        self._pattern = re.compile(pattern) if places else None
+PR_SET_PDEATHSIG = 1
 
-    def here(self, text: str) -> str:
-        if self._pattern is None:
-            return text
-        return self._pattern.sub(lambda match: str(self._places[match[1]]), text)
-
-
-def expand(text: str, env: Mapping[str, str]) -> str:
-    """Fill in $(NAME) as Kubernetes does: $$( is a literal $(, an unknown name stays."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[0].startswith("$$"):
-            return match[0][1:]
-        return env.get(match[1], match[0])
-
-    return re.sub(r"\$?\$\(([\w.-]+)\)|\$\$\(", value, text)
-
-
-def stamp() -> str:
-    """Return the time as a container runtime writes it into logs."""
-    now = datetime.now(UTC)
-    return now.strftime("%Y-%m-%dT%H:%M:%S.%f") + "000Z"
-
-
-def _die_with_parent() -> None:
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+# Looked up here: after a fork, the child of a process with threads must not load anything.
+_prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
 class Process:
-    """A running container. `ended` is called with the exit code, from a thread of its own."""
+    """A container that runs. Its output goes to a log as the kubelet of a real node writes it.
+
+    When its first process ends, so do the others, as in a container: they are killed. When this
+    process ends, so does the first one. Raises OSError when the command cannot be started.
+
+    Args:
+        command: what to run; `python` and `python3` are this Python.
+        env: all of its environment, but for what it needs to know of this machine.
+        folder: the working directory.
+        log: the file for the output.
+        mark: a text that no other container has.
+        ended: is called with the exit code, from a thread of its own, after the log is complete.
+    """
 
     def __init__(
         self,
         command: list[str],
-        env: dict[str, str],
+        env: Mapping[str, str],
         folder: Path,
         log: Path,
+        mark: str,
         ended: Callable[[int], None],
     ) -> None:
+        self._mark = mark
         self._ended = ended
-        self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        if command[0] in ("python", "python3"):
-            command = [sys.executable, *command[1:]]
-        inherited = {key: os.environ[key] for key in INHERITED if key in os.environ}
-        self._popen = subprocess.Popen(
-            command,
-            env=inherited | env,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
+        self._log = log.open("ab", buffering=0)
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._log.close)
+            self._popen = subprocess.Popen(
+                [_program(command[0]), *command[1:]],
+                env={**_inherited(), **env, MARK: mark},
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,  # one pipe keeps the order of the lines
+                start_new_session=True,
+                preexec_fn=_die_with_thread if _prctl else None,
+            )
+            undo.pop_all()
         assert self._popen.stdout is not None
-        with self._log.open("ab", buffering=0) as log:
-            for line in self._popen.stdout:
-                text = line if line.endswith(b"\n") else line + b"\n"
-                log.write(f"{stamp()} stdout F ".encode() + text)
-        code = self._popen.wait()
-        self.signal(signal.SIGKILL)  # what it left behind
-        self._ended(128 - code if code < 0 else code)
+        self._reader = _thread(_copy, self._popen.stdout, self._log)
+        _thread(self._wait)
+
+    @property
+    def pid(self) -> int:
+        return self._popen.pid
 
     def signal(self, number: int) -> None:
-        """Send a signal: SIGKILL to all of the container's processes, others to the first one."""
-        with contextlib.suppress(ProcessLookupError):
-            if number == signal.SIGKILL:
-                os.killpg(self._popen.pid, number)
-            elif self._popen.poll() is None:
-                os.kill(self._popen.pid, number)
+        """Send a signal to the first process, as a container runtime does."""
+        self._popen.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL for all processes of the container."""
+        self._popen.kill()
+        kill_marked(self._mark)
+
+    def _wait(self) -> None:
+        code = self._popen.wait()
+        kill_marked(self._mark)
+        self._reader.join(DRAINS_WITHIN)
+        self._log.close()
+        self._ended(128 - code if code < 0 else code)
+
+
+def kill_marked(mark: str) -> None:
+    """SIGKILL for all processes whose mark begins with a text, until none is left.
+
+    Gives up after a second: a process that waits for a disk cannot be killed.
+    """
+    wanted = b"\0" + f"{MARK}={mark}".encode()
+    until = time.monotonic() + 1.0
+    while (found := [pid for pid in _processes() if wanted in _environment(pid)]) and (
+        time.monotonic() < until
+    ):
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.001)  # the dead take a moment, and may have started others
+
+
+def stamp() -> str:
+    """Return the time as a container runtime writes it: RFC 3339 with nanoseconds."""
+    seconds, rest = divmod(time.time_ns(), 10**9)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest:09}Z"
+
+
+def _die_with_thread() -> None:
+    """Ask for a SIGKILL when the thread ends that started us: the kubelet's, with its process."""
+    assert _prctl is not None
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _program(name: str) -> str:
+    return sys.executable if name in ("python", "python3") else name
+
+
+def _inherited() -> dict[str, str]:
+    """Return what a process gets from this one: the programs beside this Python come first."""
+    found = {key: os.environ[key] for key in INHERITED if key in os.environ}
+    path = os.environ.get("PATH", os.defpath)
+    return {**found, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{path}"}
+
+
+def _copy(output: IO[bytes], log: IO[bytes]) -> None:
+    """Write what comes to a log, line by line: F for a whole line, P for one that goes on."""
+    with output:
+        while line := output.readline(LONGEST):
+            goes_on = len(line) == LONGEST and not line.endswith(b"\n")
+            head = f"{stamp()} stdout {'P' if goes_on else 'F'} ".encode()
+            with contextlib.suppress(OSError, ValueError):  # a full disk must not block the job
+                log.write(head + line + (b"" if line.endswith(b"\n") else b"\n"))
+
+
+def _thread(function: Callable[..., None], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _processes() -> list[int]:
+    """Return the processes that run; none where there is no /proc."""
+    with contextlib.suppress(OSError):
+        return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+    return []
+
+
+def _environment(pid: int) -> bytes:
+    with contextlib.suppress(OSError):
+        return b"\0" + Path(f"/proc/{pid}/environ").read_bytes()
+    return b""
