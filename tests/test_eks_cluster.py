@@ -258,12 +258,22 @@ def listening(reply: bytes) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_connection_is_used_again_until_the_server_closes_it(api: Api, cluster: Cluster) -> None:
-    api.replies(Reply(), Reply(), Reply(200, {}, {"Connection": "close"}), Reply())
+def test_a_connection_is_used_again_until_the_server_closes_it(
+    api: Api, cluster: Cluster, clock: Clock
+) -> None:
+    api.replies(Reply(), Stream({}), Reply(), Reply(200, {}, {"Connection": "close"}))
     for _ in range(4):
         cluster.get(JOBS, "demo")
-    assert len({asked.client for asked in api.asked[:3]}) == 1
+    assert len({asked.client for asked in api.asked}) == 1
+    assert idle(cluster) == []
+    cluster.get(JOBS, "demo")
     assert len({asked.client for asked in api.asked}) == 2
+    assert clock.waits == []
+
+
+def idle(cluster: Cluster) -> list[Any]:
+    client = cluster._connection._client
+    return [] if client is None else list(client._route._idle)
 
 
 def test_a_connection_that_was_closed_while_idle_is_no_trouble(
@@ -271,10 +281,8 @@ def test_a_connection_that_was_closed_while_idle_is_no_trouble(
 ) -> None:
     api.replies(Reply(closes=True), Reply(201, stored()))
     cluster.get(JOBS, "other")
-    client = cluster._connection._client
-    assert client is not None
-    (idle,) = client._route._idle
-    while not idle.has_ended():
+    (channel,) = idle(cluster)
+    while not channel.has_ended():
         pass  # until the end of the connection has come through
     cluster.create(job())
     assert clock.waits == []

@@ -21,10 +21,12 @@ import yaml
 
 from hydra_trainer import embedded
 from hydra_trainer.embedded import Embedded, kubeconfig, protobuf
+from hydra_trainer.embedded.__main__ import _leave
 from hydra_trainer.embedded.faults import Fault
+from hydra_trainer.embedded.home import START_LOCK, hold
 from hydra_trainer.embedded.podlogs import log_file
 from hydra_trainer.embedded.store import Store
-from hydra_trainer.embedded.tables import duration
+from hydra_trainer.embedded.tables import CELLS, duration
 from hydra_trainer.errors import LaunchError
 
 Object = dict[str, Any]
@@ -281,6 +283,42 @@ def test_kubectl_gets_tables_and_describes(cluster: Embedded) -> None:
     described = kubectl(cluster, "describe", "pod", "a")
     assert "PyTorchJob/a" in described
     assert "Odd" in described
+
+
+ENDED = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+
+
+@pytest.mark.parametrize(
+    ("initial", "main", "status", "shown"),
+    [
+        ([], [], {"phase": "Pending"}, "Pending"),
+        ([{"running": {}}], [{"waiting": {"reason": "PodInitializing"}}], {}, "Init:0/2"),
+        ([ENDED, {"waiting": {"reason": "ErrImagePull"}}], [], {}, "Init:ErrImagePull"),
+        ([ENDED, ENDED], [{"running": {}}], {"phase": "Running"}, "Running"),
+        (
+            [],
+            [{"waiting": {"reason": "CrashLoopBackOff"}}],
+            {"phase": "Running"},
+            "CrashLoopBackOff",
+        ),
+        ([], [{"terminated": {"exitCode": 137, "reason": "OOMKilled"}}], {}, "OOMKilled"),
+        ([], [{"terminated": {"exitCode": 3}}], {"phase": "Failed"}, "ExitCode:3"),
+        ([], [{"terminated": {"exitCode": 137, "signal": 9}}], {"phase": "Failed"}, "Signal:9"),
+        ([], [], {"phase": "Failed", "reason": "Evicted"}, "Evicted"),
+        ([], [{"running": {}}], {"phase": "Running", "deleted": True}, "Terminating"),
+    ],
+)
+def test_what_a_table_says_of_a_pod(
+    initial: list[Object], main: list[Object], status: Object, shown: str
+) -> None:
+    found = pod(initContainers=[{"name": "i"}] * 2 if initial else [])
+    if "deleted" in status:
+        found["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    found["status"] = status | {
+        "initContainerStatuses": [{"name": "i", "state": state} for state in initial],
+        "containerStatuses": [{"name": "main", "state": state} for state in main],
+    }
+    assert CELLS["pods"](found)["Status"] == shown
 
 
 def test_kubectl_creates_by_flags_in_protobuf(cluster: Embedded) -> None:
@@ -1234,6 +1272,16 @@ def test_it_ends_when_there_is_nothing_to_do(tmp_path: Path) -> None:
         assert process.stdout
         assert process.stdout.readline() == f"export KUBECONFIG={tmp_path}/kubeconfig\n"
         assert process.wait(30) == 0
+
+
+def test_it_does_not_leave_while_somebody_starts_it(tmp_path: Path) -> None:
+    with Embedded(tmp_path, controllers=False) as cluster:
+        with hold(tmp_path / START_LOCK, wait=True):
+            assert not _leave(cluster, -1)
+            assert Client(cluster.kubeconfig).get(PODS).code == 200
+        assert _leave(cluster, -1)
+        with pytest.raises(ConnectionRefusedError):
+            Client(cluster.kubeconfig).get(PODS)
 
 
 def test_a_pod_that_runs_keeps_it(cluster: Embedded, container: Container) -> None:
