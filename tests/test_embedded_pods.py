@@ -366,7 +366,7 @@ def test_the_backoff_limit_counts_restarts_in_place(world: World) -> None:
 def test_a_retryable_exit_code_makes_the_pod_anew_without_end(world: World, tmp_path: Path) -> None:
     """backoffLimit does not count pods that are made anew."""
     world.create(pytorchjob("job", once(tmp_path, 137), run={"backoffLimit": 1}))
-    job = world.ended(JOBS, "job", "Succeeded")
+    world.ended(JOBS, "job", "Succeeded")
     text = world.told("job", "PyTorchJobRestarting", "job job is")
     assert text == "job job is restarting because Master replica(s) failed."
     world.told("job", "SuccessfulDeletePod", "job-master-0")
