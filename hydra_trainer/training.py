@@ -46,7 +46,7 @@ def train(config: dict[str, Any], flag: StopFlag | None = None) -> dict[str, Any
         values, the same on every rank.
 
     Raises:
-        Stopped: a signal asked for it, and the state is saved.
+        Stopped: a signal asked for it; `unsaved` says why the state is not saved, where it is not.
         ConfigError, DataError, CheckpointError, NaNLossError: as their names say.
     """
     return _Session(config, flag or NoStopFlag()).run()

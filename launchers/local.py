@@ -198,7 +198,9 @@ class LocalLauncher:
             )
         code = result.get("exit_code")
         if result.get("status") == "stopped":
-            message = "it saved and stopped; the same command goes on"
+            why = result.get("unsaved")
+            saved = f"it stopped, but could not save: {why}" if why else "it saved and stopped"
+            message = f"{saved}; the same command goes on"
             return JobStatus(JobState.CANCELLED, "Stopped", message, code, result)
         error = result.get("error") or {}
         state = JobState.SUCCEEDED if code == DONE else JobState.FAILED
