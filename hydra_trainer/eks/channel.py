@@ -1,9 +1,9 @@
 """Connections to one API server: HTTP/1.1 over sockets, TLS as the kubeconfig has it.
 
 The official client's own connections are not used, for two reasons. With Python 3.13 they refuse
-the certificates of EKS (https://github.com/kubernetes-client/python/issues/2394). And they take
-three times the processor time of these, which is as long as an API server on this machine takes to
-create an object; half of that goes into the standard library's reading of headers.
+the certificates of EKS (https://github.com/kubernetes-client/python/issues/2394). And a create
+through them takes 0.4 ms of processor time, as much as the server of the embedded cluster takes
+for it; here it is 0.18 ms, most of it for JSON.
 """
 
 import base64

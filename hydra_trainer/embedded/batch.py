@@ -95,12 +95,9 @@ class Orphans:
         if TRACKED not in pod["metadata"].get("finalizers", ()):
             return
         owner = controller_of(pod) or {"name": "", "uid": ""}
-        try:
-            record = self._store.record("jobs.batch", where(pod)[0], owner["name"])
-        except ApiError:
-            release(self._store, pod)
-            return
-        if record.uid != owner["uid"]:
+        name = f"metadata.name={owner['name']}"
+        jobs, _ = self._store.records("jobs.batch", where(pod)[0], fields=name)
+        if owner["uid"] not in [job.uid for job in jobs]:
             release(self._store, pod)
 
 

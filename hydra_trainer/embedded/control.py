@@ -101,7 +101,7 @@ def reference(owner: Object) -> Object:
 
 
 def labels_of(obj: Object) -> dict[str, str]:
-    return obj["metadata"].get("labels") or {}
+    return (obj.get("metadata") or {}).get("labels") or {}
 
 
 def phase_of(pod: Object) -> str:

@@ -35,7 +35,6 @@ Object = dict[str, Any]
 
 NAME_LABEL = "HyperPodPyTorchJob"
 INDEX_LABEL = "apps.kubernetes.io/pod-index"
-RANK_LABEL = "hydra-trainer.dev/node-rank"
 PORT = 23456
 FOREVER = -1  # ttlSecondsAfterFinished
 
@@ -154,7 +153,7 @@ class _Turn:
         env = [{"name": key, "value": str(value)} for key, value in values.items()]
         for container in spec["containers"]:
             container["env"] = [*(container.get("env") or ()), *env]
-        labels = {NAME_LABEL: self.name, INDEX_LABEL: str(index), RANK_LABEL: str(rank)}
+        labels = {NAME_LABEL: self.name, INDEX_LABEL: str(index)}
         owner = [reference(self.job)]
         pod = {
             "metadata": {

@@ -50,6 +50,9 @@ UNKNOWN = {
     "message": "The container could not be located when the pod was terminated",
 }
 
+PATIENCE = 10.0
+"""Seconds to wait at a stop for what should have ended: a process that waits for a disk may not."""
+
 CALL = "CALL"
 """The type of what the kubelet's own threads put among the changes of the store."""
 
@@ -105,12 +108,15 @@ class Kubelet:
         Args:
             grace: seconds; None: those of the pods.
         """
+        graces = [worker.grace for worker in [*self._workers.values()]]
         self.post(lambda: self._shut_down(grace))
         if self._thread.ident:
-            self._thread.join()
+            self._thread.join((max(graces, default=0.0) if grace is None else grace) + PATIENCE)
+        kill_marked(f"{self.home}|")
         self.store.unsubscribe(self._changes)
 
     # ------------------------------------------------------------------------- what users may ask
+    # These return when it is done: when the signals are sent, not when the processes have ended.
 
     def kill(
         self, namespace: str, name: str, number: int = signal.SIGKILL, reason: str = ""
@@ -120,13 +126,13 @@ class Kubelet:
         Args:
             reason: what the status is to say of a container that is killed: OOMKilled.
         """
-        self._ask(namespace, name, lambda worker: worker.signal(number, reason))
+        self._ask_worker(namespace, name, lambda worker: worker.signal(number, reason))
 
     def evict(
         self, namespace: str, name: str, message: str = "The node was low on resource: memory."
     ) -> None:
         """End a pod as a node does that is short of something: at once; it stays, as Failed."""
-        self._ask(namespace, name, lambda worker: worker.evict(message))
+        self._ask_worker(namespace, name, lambda worker: worker.evict(message))
 
     def drain(self, node: str | None = None) -> None:
         """Delete the pods of a node, or of all, as `kubectl drain` does: they may save and go.
@@ -137,16 +143,25 @@ class Kubelet:
             where = pod["spec"].get("nodeName")
             if where and (node is None or node == where) and _phase(pod) not in OVER:
                 disrupt(self.store, pod)
+        self._ask(lambda: None)
 
-    def _ask(self, namespace: str, name: str, function: Callable[[PodWorker], None]) -> None:
-        """Let the thread do something for a pod. Raises ApiError 404 when there is none."""
+    def _ask_worker(self, namespace: str, name: str, function: Callable[[PodWorker], None]) -> None:
+        """Do something for a pod. Raises ApiError 404 when there is none."""
         uid = self.store.record("pods", namespace, name).uid
 
         def ask() -> None:
             if uid in self._workers:
                 function(self._workers[uid])
 
-        self.post(ask)
+        self._ask(ask)
+
+    def _ask(self, function: Callable[[], None]) -> None:
+        """Let the thread call a function, after all that it has to do before; wait for it."""
+        done = threading.Event()
+        self.post(function)
+        self.post(done.set)
+        while self._thread.is_alive() and not done.wait(1.0):
+            pass
 
     # ---------------------------------------------------------------------------------- the thread
 

@@ -90,12 +90,11 @@ class Kueue:
         with contextlib.suppress(ApiError):
             return self._store.get(WORKLOADS, namespace, name)
         priority = labels_of(job).get(PRIORITY)
-        owner = {**reference(job), "blockOwnerDeletion": True}
         workload = {
             "metadata": {
                 "name": name,
                 "labels": {JOB_UID: job["metadata"]["uid"]},
-                "ownerReferences": [owner],
+                "ownerReferences": [reference(job)],
             },
             "spec": {
                 "active": True,

@@ -15,6 +15,7 @@ import heapq
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Empty
 
@@ -135,24 +136,30 @@ class Controllers:
         if kind != "DELETED":
             self._due[key_of(resource, obj)] = None
         for controller in self._controllers:
-            for key in controller.note(kind, resource, obj):
-                self._due[key] = None
+            with _survived():
+                self._due.update(dict.fromkeys(controller.note(kind, resource, obj)))
         return True
 
     def _look(self, controller: Controller, key: Key) -> None:
         """Let a controller look at an object that is still there."""
-        try:
+        with _survived():
             seconds = controller.reconcile(self._store.get(*key))
-        except ApiError:
-            return  # it changed at the same time: that is a change to look at
-        except Exception:
-            traceback.print_exc()  # the log of the server says what; other jobs go on
-            return
-        if seconds is not None:
-            self._wake(time.monotonic() + seconds, key)
+            if seconds is not None:
+                self._wake(time.monotonic() + seconds, key)
 
     def _wake(self, at: float, key: Key) -> None:
         """Look at an object again at a time, or before it."""
         if at < self._alarms.get(key, float("inf")):
             self._alarms[key] = at
             heapq.heappush(self._timers, (at, key))
+
+
+@contextlib.contextmanager
+def _survived() -> Iterator[None]:
+    """Let other jobs go on whatever happens with one."""
+    try:
+        yield
+    except ApiError:
+        pass  # it changed at the same time: that is a change to look at
+    except Exception:
+        traceback.print_exc()  # into the log of the server

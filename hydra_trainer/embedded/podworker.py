@@ -8,11 +8,10 @@ import contextlib
 import shutil
 import signal
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
-from time import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from .control import seconds_since
 from .metadata import DEFAULT_GRACE, now
 from .mounts import NotMounted, Volumes
 from .podenv import ConfigError, environment
@@ -90,11 +89,11 @@ class PodWorker:
     def take(self) -> None:
         """Accept the pod: its deadline runs from here."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        started = (self.pod.get("status") or {}).get("startTime") or now()
-        self._told["startTime"] = started
+        started = (self.pod.get("status") or {}).get("startTime")
         if (seconds := self.pod["spec"].get("activeDeadlineSeconds")) is not None:
-            left = datetime.fromisoformat(started).timestamp() + float(seconds) - time()
-            self.kubelet.later(left, lambda: self._expire(LATE))
+            past = seconds_since(started) if started else 0.0
+            self.kubelet.later(float(seconds) - past, lambda: self._expire(LATE))
+        self._told["startTime"] = started or now()
         self._tell()
 
     def advance(self) -> None:
@@ -272,9 +271,7 @@ class PodWorker:
 
     def terminate(self, ending: Ending, grace: float | None = None) -> None:
         """SIGTERM, the grace period in seconds, SIGKILL. A later call can only shorten it."""
-        if grace is None:
-            seconds = self.pod["spec"].get("terminationGracePeriodSeconds")
-            grace = DEFAULT_GRACE if seconds is None else float(seconds)
+        grace = self.grace if grace is None else grace
         if self._is_over:
             return
         if self._ending is None:
@@ -289,6 +286,12 @@ class PodWorker:
         if self._kill_at is None or kill_at < self._kill_at:
             self._kill_at = kill_at
             self.kubelet.later(grace, self.kill)
+
+    @property
+    def grace(self) -> float:
+        """Seconds between SIGTERM and SIGKILL, as the pod wants it."""
+        seconds = self.pod["spec"].get("terminationGracePeriodSeconds")
+        return float(DEFAULT_GRACE if seconds is None else seconds)
 
     def abandon(self) -> None:
         """End a pod that is no longer there: nobody waits for what it does."""

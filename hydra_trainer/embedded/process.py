@@ -91,8 +91,12 @@ class Process:
 
     def _wait(self) -> None:
         code = self._popen.wait()
+        until = time.monotonic() + DRAINS_WITHIN
         kill_marked(self._mark)
-        self._reader.join(DRAINS_WITHIN)
+        while self._reader.is_alive() and time.monotonic() < until:
+            self._reader.join(0.05)
+            # Again: the environment of a process that is just in exec cannot be read.
+            kill_marked(self._mark)
         self._log.close()
         self._ended(128 - code if code < 0 else code)
 

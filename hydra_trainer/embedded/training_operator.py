@@ -6,7 +6,7 @@ in kubeflow/trainer v1.9.4: pkg/controller.v1/{common,pytorch}, pkg/core, pkg/ut
 
 import contextlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .control import (
@@ -346,7 +346,7 @@ class _Turn:
                 with contextlib.suppress(ApiError):
                     self.store.delete(self.operator.resource, self.namespace, self.name)
 
-    def _clean(self, wanted: Any) -> None:
+    def _clean(self, wanted: Callable[[Object], bool]) -> None:
         services = {
             one["metadata"]["name"]: one
             for one in self.operator.family.children(self.job, "services")
