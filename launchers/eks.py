@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra_trainer import launcher
-from hydra_trainer.eks import manifests
+from hydra_trainer import delivery, launcher
+from hydra_trainer.eks import manifests, marks
 from hydra_trainer.eks.options import PLACEHOLDER, Options
+from hydra_trainer.eks.seen import label
 from hydra_trainer.errors import ConfigError, LaunchError
 from hydra_trainer.job import JobHandle, JobSpec, JobState, JobStatus
 
@@ -30,7 +31,6 @@ RESOURCES = {
     "trainjob": "trainjobs.trainer.kubeflow.org/v1alpha1",
     "hyperpod": "hyperpodpytorchjobs.sagemaker.amazonaws.com/v1",
 }
-MANAGED = "app.kubernetes.io/managed-by=hydra-trainer"
 PREFLIGHT = 20.0  # seconds for one question: a webhook that is down must not be waited for
 LAST_LINES = 20  # of a log, that `why` reads
 
@@ -102,7 +102,7 @@ class EksLauncher(Options):
                 "launcher.embedded=true to run the job on this machine."
             )
         items = self.render(job)["items"]
-        _place_code(job)
+        delivery.place(job)
         cluster = self._cluster()
         wanted = items[-1]
         handle = JobHandle("eks", f"{cluster.context}/{cluster.namespace}/{_name(wanted)}")
@@ -116,7 +116,7 @@ class EksLauncher(Options):
         return handle
 
     def _adopt(self, there: dict[str, Any], wanted: dict[str, Any], handle: JobHandle) -> None:
-        if _annotation(there, manifests.DIGEST) == _annotation(wanted, manifests.DIGEST):
+        if label(there, marks.DIGEST) == label(wanted, marks.DIGEST):
             launcher.say(f"{handle} is there already")
             return
         raise LaunchError(
@@ -271,18 +271,16 @@ class EksLauncher(Options):
 
     def list(self) -> list[tuple[JobHandle, JobStatus]]:
         """Return the jobs in the namespace that this package sent."""
-        from hydra_trainer.eks import state
-        from hydra_trainer.eks.follow import by_job
+        from hydra_trainer.eks.follow import by_job, status_of
 
         cluster = self._cluster()
         found = []
-        pods, _ = cluster.list("pods", labels=MANAGED)
+        pods, _ = cluster.list("pods", labels=marks.ALL)
         of = by_job(pods)
         for resource in RESOURCES.values():
             for job in _jobs(cluster, resource):
-                seen = _seen_of(job, of.get(_name(job), []))
                 handle = JobHandle("eks", f"{cluster.context}/{cluster.namespace}/{_name(job)}")
-                found.append((handle, state.status(seen)))
+                found.append((handle, status_of(job, of.get(_name(job), []))))
         return found
 
 
@@ -319,7 +317,7 @@ def _gone(handle: JobHandle) -> LaunchError:
 
 def _jobs(cluster: "Cluster", resource: str) -> list[dict[str, Any]]:
     with _api_may_be_absent():
-        return cluster.list(resource, labels=MANAGED)[0]
+        return cluster.list(resource, labels=marks.ALL)[0]
     return []
 
 
@@ -339,19 +337,13 @@ def _see(cluster: "Cluster", handle: JobHandle) -> "Seen":
     from hydra_trainer.eks.follow import workload
     from hydra_trainer.eks.seen import Seen
 
-    pods, _ = cluster.list("pods", labels=f"hydra-trainer.dev/job={_parts(handle)[2]}")
+    pods, _ = cluster.list("pods", labels=marks.of_job(_parts(handle)[2]))
     found = _search(cluster, handle)
     if found is None and not pods:
         raise _gone(handle)
     job = found[1] if found else None
     waits = workload(cluster, job) if job else None
     return Seen(job, pods, cluster.list("events")[0], waits)
-
-
-def _seen_of(job: dict[str, Any], pods: list[dict[str, Any]]) -> "Seen":
-    from hydra_trainer.eks.seen import Seen
-
-    return Seen(job, pods, [])
 
 
 # ------------------------------------------------------------------------------------ pods and logs
@@ -413,10 +405,6 @@ def _name(item: dict[str, Any]) -> str:
     return str(item["metadata"]["name"])
 
 
-def _annotation(item: dict[str, Any], key: str) -> str | None:
-    return (item["metadata"].get("annotations") or {}).get(key)
-
-
 def _resource(item: dict[str, Any]) -> str:
     from hydra_trainer.eks.cluster import resource_of
 
@@ -436,10 +424,3 @@ def _checked(spec: dict[str, Any]) -> tuple[list[str], list[str]]:
             text = f"{item['kind']} {found.path}: {with_key(found.path, found.message)}"
             (warnings if found.severity == "warning" else problems).append(text)
     return problems, warnings
-
-
-def _place_code(job: JobSpec) -> None:
-    """Put the archive where pods will find it, unless it travels in a ConfigMap."""
-    from hydra_trainer.delivery import place
-
-    place(job)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from hydra_trainer import config, launcher
 from hydra_trainer.bundle import Bundle
-from hydra_trainer.eks import manifests
+from hydra_trainer.eks import manifests, marks
 from hydra_trainer.eks.options import Options
 from hydra_trainer.errors import ConfigError
 from hydra_trainer.job import JobSpec
@@ -134,7 +134,7 @@ def test_the_manifests_are_these(name: str) -> None:
     assert launcher.text(found) == launcher.text(rendered(*WORDS[name]))
     # The code is checked below; it changes with every line of this package.
     found["items"] = [i for i in found["items"] if not i["metadata"]["name"].endswith(CODE.digest)]
-    found["items"][-1]["metadata"]["annotations"][manifests.DIGEST] = "..."
+    found["items"][-1]["metadata"]["annotations"][marks.DIGEST] = "..."
     text = launcher.text(found)
     path = GOLDEN / f"{name}.yaml"
     if os.environ.get("WRITE_GOLDEN"):
@@ -157,7 +157,7 @@ def test_the_code_travels_and_comes_out_the_same(tmp_path: Path) -> None:
 
 def test_a_digest_tells_other_settings_apart() -> None:
     def digest(*words: str) -> str:
-        return str(last(*words)["metadata"]["annotations"][manifests.DIGEST])
+        return str(last(*words)["metadata"]["annotations"][marks.DIGEST])
 
     assert digest() == digest("launcher.detach=true", "launcher.context=other")
     assert digest() != digest("launcher.grace=60")

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from . import marks
 from .connection import Connection, Request
 from .logs import QUIET, Log, Wanted
 from .refusals import Absent, AlreadyExists, ApiError, Call, Expired
@@ -16,9 +17,6 @@ from .watch import MARGIN, Event, Object, Watch
 
 __all__ = ["AlreadyExists", "ApiError", "Cluster", "Retry", "resource_of"]
 
-MANAGER = "hydra-trainer"
-DIGEST = "hydra-trainer.dev/spec-digest"
-"""The annotation that tells whether two objects of one name are the same."""
 
 Objects = list[Object]
 
@@ -268,7 +266,7 @@ class Cluster:
         request = self._request(
             "create",
             resource_of(manifest),
-            fieldManager=MANAGER,
+            fieldManager=marks.MANAGER,
             fieldValidation="Strict",
             dryRun="All" if dry_run else "",
         )
@@ -312,7 +310,7 @@ class Cluster:
                 self._connection.pause(attempts, Trouble(error.message))
 
     def _patch(self, resource: str, name: str, kind: str, owners: Objects) -> Request:
-        request = self._request("patch", resource, name, fieldManager=MANAGER)
+        request = self._request("patch", resource, name, fieldManager=marks.MANAGER)
         body = {"metadata": {"ownerReferences": owners}}
         return request._replace(body=body, headers={"Content-Type": kind})
 
@@ -423,7 +421,9 @@ def _lean(obj: Object) -> Object:
 
 def _is_same(manifest: Object, found: Object) -> bool:
     """Whether an object is the one that was sent: by its digest, else by all that was sent."""
-    digests = [(obj["metadata"].get("annotations") or {}).get(DIGEST) for obj in (manifest, found)]
+    digests = [
+        (obj["metadata"].get("annotations") or {}).get(marks.DIGEST) for obj in (manifest, found)
+    ]
     return digests[0] == digests[1] if any(digests) else _covers(found, manifest)
 
 

@@ -16,13 +16,11 @@ from hydra_trainer.errors import LaunchError
 from hydra_trainer.job import JobStatus
 from hydra_trainer.launcher import say
 
-from . import state
+from . import marks, state
 from .cluster import Cluster
 from .refusals import ApiError
 from .seen import Seen, has_started, holds_rank_0, matters, said, subject
 
-JOB_LABEL = "hydra-trainer.dev/job"
-MANAGED = "app.kubernetes.io/managed-by=hydra-trainer"
 Object = dict[str, Any]
 Change = tuple[str, str, Object]
 """(stream, ADDED | MODIFIED | DELETED, object); or (stream, "FAILED", {"error": ...})."""
@@ -50,7 +48,7 @@ class Follower:
             LaunchError: the cluster can no longer be asked. The job goes on.
         """
         self._watch("job", self.resource, fields=f"metadata.name={self.name}")
-        self._watch("pods", "pods", labels=f"{JOB_LABEL}={self.name}")
+        self._watch("pods", "pods", labels=marks.of_job(self.name))
         self._watch("events", "events")
         while True:
             status = self._look()
@@ -152,7 +150,7 @@ def wait_all(cluster: Cluster, resource: str, names: set[str]) -> dict[str, JobS
     However many they are: one list and one watch of the jobs, and one list of their pods at the
     end, which hold the results.
     """
-    labels = MANAGED if len(names) > 1 else f"{JOB_LABEL}={next(iter(names))}"
+    labels = marks.ALL if len(names) > 1 else marks.of_job(next(iter(names)))
     found, version = cluster.list(resource, labels=labels)
     jobs = {item["metadata"]["name"]: item for item in found if item["metadata"]["name"] in names}
     waiting = {name for name in names if name in jobs and not _ended(jobs[name])}
@@ -168,12 +166,12 @@ def wait_all(cluster: Cluster, resource: str, names: set[str]) -> dict[str, JobS
             if not waiting:
                 break
     pods = by_job(cluster.list("pods", labels=labels)[0])
-    return {name: _status(jobs.get(name), pods.get(name, [])) for name in sorted(names)}
+    return {name: status_of(jobs.get(name), pods.get(name, [])) for name in sorted(names)}
 
 
 def wait_gone(cluster: Cluster, name: str) -> JobStatus:
     """Return how a job ended that was deleted, once its last pod has saved and gone."""
-    labels = f"{JOB_LABEL}={name}"
+    labels = marks.of_job(name)
     found, version = cluster.list("pods", labels=labels)
     pods = {pod["metadata"]["name"]: pod for pod in found}
     left = set(pods)
@@ -185,14 +183,15 @@ def wait_gone(cluster: Cluster, name: str) -> JobStatus:
                 pods[pod["metadata"]["name"]] = pod
             if not left:
                 break
-    return _status(None, [*pods.values()])
+    return status_of(None, [*pods.values()])
 
 
 def _ended(job: Object) -> bool:
-    return _status(job, []).state.ended
+    return status_of(job, []).state.ended
 
 
-def _status(job: Object | None, pods: list[Object]) -> JobStatus:
+def status_of(job: Object | None, pods: list[Object]) -> JobStatus:
+    """Return how a job goes, as far as it and its pods tell."""
     return state.status(Seen(job, pods, []))
 
 
@@ -200,7 +199,7 @@ def by_job(pods: list[Object]) -> dict[str, list[Object]]:
     """Return pods by the job that they belong to."""
     found: dict[str, list[Object]] = {}
     for pod in pods:
-        found.setdefault(pod["metadata"]["labels"][JOB_LABEL], []).append(pod)
+        found.setdefault(pod["metadata"]["labels"][marks.JOB], []).append(pod)
     return found
 
 

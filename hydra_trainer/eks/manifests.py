@@ -14,15 +14,13 @@ from hydra_trainer.errors import ConfigError, did_you_mean
 from hydra_trainer.job import JobSpec
 from hydra_trainer.storage import OPEN
 
-from . import pod
+from . import marks, pod
 from .options import APIS, Options
 
 LIMIT = 2**20
 """Bytes that a ConfigMap holds: of its values, before base64 (Kubernetes' MaxSecretSize)."""
 
 RUNTIME_NAME = "node"  # what Kubeflow Trainer calls the part that trains, and its container
-IDENTITY = "hydra-trainer.dev/identity"
-DIGEST = "hydra-trainer.dev/spec-digest"
 
 NAMED = re.compile(r"[^a-z0-9-]+")
 SUFFIX = 8  # hex characters of the identity, at the end of a name
@@ -59,7 +57,10 @@ def manifests(job: JobSpec, options: Options) -> dict[str, Any]:
     for item in items:
         if options.namespace:
             item["metadata"]["namespace"] = options.namespace
-    items[-1]["metadata"]["annotations"] = {IDENTITY: job.identity, DIGEST: _digest(items)}
+    items[-1]["metadata"]["annotations"] = {
+        marks.IDENTITY: job.identity,
+        marks.DIGEST: _digest(items),
+    }
     return {"apiVersion": "v1", "kind": "List", "items": items}
 
 
@@ -175,7 +176,7 @@ def _code_map(job: JobSpec) -> list[dict[str, Any]]:
         "kind": "ConfigMap",
         "metadata": {
             "name": pod.code_name(job),
-            "labels": {"app.kubernetes.io/managed-by": "hydra-trainer"},
+            "labels": dict(marks.OURS),
         },
         "immutable": True,
         "data": {"bootstrap.py": _bootstrap()},

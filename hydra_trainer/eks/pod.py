@@ -9,6 +9,7 @@ from hydra_trainer.errors import ConfigError
 from hydra_trainer.job import JobSpec, Mount
 from hydra_trainer.storage import OPEN, variable
 
+from . import marks
 from .instances import INSTANCES
 from .options import Options
 
@@ -53,7 +54,7 @@ def pod_template(job: JobSpec, options: Options, name: str, container: str) -> d
 
 def labels(name: str) -> dict[str, str]:
     """Return the labels of everything that belongs to a job."""
-    return {"app.kubernetes.io/managed-by": "hydra-trainer", "hydra-trainer.dev/job": name}
+    return {**marks.OURS, marks.JOB: name}
 
 
 def _spec(job: JobSpec, options: Options, name: str, container: str) -> dict[str, Any]:
@@ -320,7 +321,7 @@ def _affinity(options: Options, name: str) -> dict[str, Any] | None:
         )
     term = {
         "topologyKey": TOGETHER[options.together],
-        "labelSelector": {"matchLabels": {"hydra-trainer.dev/job": name}},
+        "labelSelector": {"matchLabels": {marks.JOB: name}},
     }
     return {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}
 

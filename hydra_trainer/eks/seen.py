@@ -4,13 +4,14 @@ import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from . import marks
+
 Object = dict[str, Any]
 """One object of the Kubernetes API."""
 
 CONTAINERS = ("pytorch", "node")
 """The training container of a PyTorchJob and of a TrainJob; elsewhere it is the first one."""
 
-JOB_LABEL = "hydra-trainer.dev/job"
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 
 QUIET = (
@@ -35,7 +36,7 @@ class Seen(NamedTuple):
 
     @property
     def name(self) -> str:
-        labels = [label(pod, JOB_LABEL) for pod in self.pods]
+        labels = [label(pod, marks.JOB) for pod in self.pods]
         return at(self.job, "metadata", "name") or next((name for name in labels if name), "job")
 
     @property
