@@ -39,7 +39,22 @@ class Bundle:
 
     def archive(self) -> bytes:
         """Return a .tar.gz of the files, the same bytes for the same names and contents."""
-        return _archive(tuple(self.files.items()))
+        return self._packed
+
+    @functools.cached_property
+    def _packed(self) -> bytes:
+        buffer = io.BytesIO()
+        with (
+            gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=4, mtime=0) as zipped,
+            tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for name, path in self.files.items():
+                content = path.read_bytes()
+                entry = tarfile.TarInfo(name)  # no owner, no time
+                entry.size = len(content)
+                entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
+                archive.addfile(entry, io.BytesIO(content))
+        return buffer.getvalue()
 
     def sizes(self) -> list[tuple[int, str]]:
         """Return (bytes, name) of the files, the largest first."""
@@ -76,22 +91,6 @@ def _digest(files: dict[str, Path], targets: tuple[str, ...]) -> str:
     for line in _installed_versions(targets):
         digest.update(line.encode())
     return digest.hexdigest()[:16]
-
-
-@functools.lru_cache(maxsize=2)
-def _archive(files: tuple[tuple[str, Path], ...]) -> bytes:
-    buffer = io.BytesIO()
-    with (
-        gzip.GzipFile(fileobj=buffer, mode="wb", compresslevel=4, mtime=0) as zipped,
-        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for name, path in files:
-            content = path.read_bytes()
-            entry = tarfile.TarInfo(name)  # no owner, no time
-            entry.size = len(content)
-            entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
-            archive.addfile(entry, io.BytesIO(content))
-    return buffer.getvalue()
 
 
 # ------------------------------------------------------------------------------- which files

@@ -164,6 +164,21 @@ def test_a_digest_tells_other_settings_apart() -> None:
     assert last()["metadata"]["name"] == last("launcher.grace=60")["metadata"]["name"]
 
 
+def test_what_no_run_imports_makes_no_other_job(tmp_path: Path) -> None:
+    """Two work trees that differ in a README have the same code, and so the same digest."""
+    spec, options = job()
+
+    def digest(readme: str) -> Any:
+        path = tmp_path / readme
+        path.write_text(readme)
+        bundle = Bundle({"README.md": path}, CODE.digest)
+        made = manifests.manifests(replace(spec, code=bundle), options)["items"]
+        return made[1]["binaryData"], made[-1]["metadata"]["annotations"][marks.DIGEST]
+
+    (one, first), (two, second) = digest("before"), digest("after")
+    assert one != two and first == second
+
+
 # ------------------------------------------------------------------------------------------ names
 
 

@@ -1,6 +1,7 @@
 """From a job to what is sent to the cluster. Pure: no network, clock, randomness, environment."""
 
 import base64
+import functools
 import hashlib
 import json
 import re
@@ -8,8 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from hydra_trainer import launcher
 from hydra_trainer.errors import ConfigError, did_you_mean
 from hydra_trainer.job import JobSpec
 from hydra_trainer.storage import OPEN
@@ -71,7 +71,10 @@ def forgets(job: JobSpec, options: Options) -> bool:
 
 
 def _digest(items: list[dict[str, Any]]) -> str:
-    text = json.dumps(items, sort_keys=True, separators=(",", ":"))
+    # The code stands in it by the digest in its name: what else lies in the work tree, such as a
+    # README, makes no other job.
+    sent = [item["metadata"]["name"] if item.get("immutable") else item for item in items]
+    text = json.dumps(sent, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -153,17 +156,11 @@ def _config_map(job: JobSpec, options: Options, name: str) -> dict[str, Any]:
     config["run"]["dir"] = pod.run_dir(job)
     # How it was sent is none of the worker's business, and not the same in each sitting.
     config["launcher"] = {"_target_": config["launcher"]["_target_"]}
-    text = yaml.dump(
-        config,
-        Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper),
-        sort_keys=False,
-        allow_unicode=True,
-    )
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(name),
-        "data": {"config.yaml": text},
+        "data": {"config.yaml": launcher.text(config)},
     }
 
 
@@ -186,10 +183,16 @@ def _code_map(job: JobSpec) -> list[dict[str, Any]]:
         size = len(archive) + len(found["data"]["bootstrap.py"])
         if size > LIMIT:
             raise ConfigError(_too_large(job, size))
-        found["binaryData"] = {"code.tar.gz": base64.b64encode(archive).decode()}
+        found["binaryData"] = {"code.tar.gz": _encoded(archive)}
     return [found]
 
 
+@functools.lru_cache(maxsize=2)  # the jobs of a sweep have the same code
+def _encoded(archive: bytes) -> str:
+    return base64.b64encode(archive).decode()
+
+
+@functools.cache
 def _bootstrap() -> str:
     spec = find_spec("hydra_trainer.bootstrap")
     assert spec is not None and spec.origin is not None

@@ -10,7 +10,7 @@ from hydra_trainer.job import JobSpec, Mount
 from hydra_trainer.storage import OPEN, variable
 
 from . import marks
-from .instances import INSTANCES
+from .instances import instance
 from .options import Options
 
 CODE = "/hydra-trainer/code"  # the bootstrap, and the archive of the code
@@ -58,6 +58,7 @@ def labels(name: str) -> dict[str, str]:
 
 
 def _spec(job: JobSpec, options: Options, name: str, container: str) -> dict[str, Any]:
+    mounts = pod_mounts(job, options)
     return {
         "serviceAccountName": options.service_account,
         # Training talks to no Kubernetes API; a role for AWS comes by another token.
@@ -71,33 +72,33 @@ def _spec(job: JobSpec, options: Options, name: str, container: str) -> dict[str
         "tolerations": _tolerations(job, options),
         "affinity": _affinity(options, name),
         "securityContext": _pod_security(options),
-        "containers": [_container(job, options, name, container)],
-        "volumes": _volumes(job, options, name),
+        "containers": [_container(job, options, container, mounts)],
+        "volumes": _volumes(job, options, name, mounts),
     }
 
 
-def _container(job: JobSpec, options: Options, name: str, container: str) -> dict[str, Any]:
+def _container(job: JobSpec, options: Options, name: str, mounts: list[Mount]) -> dict[str, Any]:
     return {
-        "name": container,
+        "name": name,
         "image": options.image,
         "imagePullPolicy": options.image_pull_policy,
-        "command": command(job, options),
-        "env": _env(job, options),
+        "command": command(job, options, mounts),
+        "env": _env(job, options, mounts),
         "resources": resources(job, options),
         "securityContext": _container_security(options),
         "terminationMessagePath": REPORT,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": _volume_mounts(job, options),
+        "volumeMounts": _volume_mounts(job, options, mounts),
     }
 
 
-def command(job: JobSpec, options: Options) -> list[str]:
+def command(job: JobSpec, options: Options, mounts: list[Mount]) -> list[str]:
     """Return what a pod runs: the bootstrap, in exec form, so that SIGTERM reaches it."""
     code = job.config["code"]
     delivery = code["delivery"]
     bundled = {"configmap": f"{CODE}/code.tar.gz", "image": None}.get(delivery, code["place"])
     if delivery in ("s3", "volume"):
-        bundled = f"{_path(str(bundled), job, options)}/{job.code.digest}.tar.gz"
+        bundled = f"{_path(str(bundled), mounts)}/{job.code.digest}.tar.gz"
     start = ["-m", "hydra_trainer.bootstrap"] if delivery == "image" else [f"{CODE}/bootstrap.py"]
     return [
         "python",
@@ -107,7 +108,7 @@ def command(job: JobSpec, options: Options) -> list[str]:
         f"--attempts={options.attempts}",
         f"--grace={max(options.grace - MARGIN, 1)}",
         f"--report={REPORT}",
-        f"--run-dir={_path(run_dir(job), job, options)}",
+        f"--run-dir={_path(run_dir(job), mounts)}",
         *([f"--code={bundled}", f"--work={WORK}/code"] if bundled else []),
         *(f"--pip={requirement}" for requirement in code["pip"]),
         f"{JOB}/config.yaml",
@@ -126,9 +127,9 @@ def run_dir(job: JobSpec) -> str:
     return f"{output.rstrip('/')}/{job.name}"
 
 
-def _path(text: str, job: JobSpec, options: Options) -> str:
+def _path(text: str, mounts: list[Mount]) -> str:
     """Return a path of the configuration as the pod sees it."""
-    found = {mount.name: mount for mount in pod_mounts(job, options)}
+    found = {mount.name: mount for mount in mounts}
     return OPEN.sub(lambda match: found[match[1]].path, text)
 
 
@@ -185,7 +186,9 @@ def _host_problems(mount: Mount, options: Options, job: JobSpec) -> list[str]:
     ]
 
 
-def _volumes(job: JobSpec, options: Options, name: str) -> list[dict[str, Any]]:
+def _volumes(
+    job: JobSpec, options: Options, name: str, mounts: list[Mount]
+) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"name": "job", "configMap": {"name": name}}]
     if job.config["code"]["delivery"] != "image":
         found.append({"name": "code", "configMap": {"name": code_name(job)}})
@@ -196,7 +199,7 @@ def _volumes(job: JobSpec, options: Options, name: str) -> list[dict[str, Any]]:
     if _efa(job, options):
         found.append({"name": "hugepages", "emptyDir": {"medium": "HugePages-2Mi"}})
     seen: dict[str, dict[str, Any]] = {}
-    for mount in pod_mounts(job, options):
+    for mount in mounts:
         seen.setdefault(_volume_name(mount), _source(mount, options))
     return [*found, *({"name": key, **source} for key, source in seen.items())]
 
@@ -216,7 +219,7 @@ def _source(mount: Mount, options: Options) -> dict[str, Any]:
     return {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
 
 
-def _volume_mounts(job: JobSpec, options: Options) -> list[dict[str, Any]]:
+def _volume_mounts(job: JobSpec, options: Options, mounts: list[Mount]) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"name": "job", "mountPath": JOB, "readOnly": True}]
     if job.config["code"]["delivery"] != "image":
         found.append({"name": "code", "mountPath": CODE, "readOnly": True})
@@ -225,7 +228,7 @@ def _volume_mounts(job: JobSpec, options: Options) -> list[dict[str, Any]]:
         found.append({"name": "shm", "mountPath": "/dev/shm"})
     if _efa(job, options):
         found.append({"name": "hugepages", "mountPath": "/hugepages"})
-    for mount in pod_mounts(job, options):
+    for mount in mounts:
         entry: dict[str, Any] = {"name": _volume_name(mount), "mountPath": mount.path}
         if mount.sub_path:
             entry["subPath"] = mount.sub_path
@@ -243,9 +246,9 @@ def code_name(job: JobSpec) -> str:
 # ------------------------------------------------------------------------- environment, resources
 
 
-def _env(job: JobSpec, options: Options) -> list[dict[str, Any]]:
+def _env(job: JobSpec, options: Options, mounts: list[Mount]) -> list[dict[str, Any]]:
     plain = {"HOME": WORK, "PYTHONUNBUFFERED": "1"}
-    plain |= {variable(mount.name): mount.path for mount in pod_mounts(job, options)}
+    plain |= {variable(mount.name): mount.path for mount in mounts}
     if job.resources.gpus_per_node and job.resources.nodes > 1:
         # What AWS recommends for EFA is to set nothing else; loopback and docker's bridge lead
         # nowhere.
@@ -287,10 +290,10 @@ def resources(job: JobSpec, options: Options) -> dict[str, Any]:
 def _efa(job: JobSpec, options: Options) -> int:
     if options.efa is not None:
         return options.efa
-    instance = INSTANCES.get(job.resources.instance_type or "")
-    if instance is None or job.resources.nodes == 1 or not job.resources.gpus_per_node:
+    known = instance(job.resources.instance_type or "")
+    if known is None or job.resources.nodes == 1 or not job.resources.gpus_per_node:
         return 0
-    return instance.efa if job.resources.gpus_per_node == instance.gpus else 0
+    return known.efa if job.resources.gpus_per_node == known.gpus else 0
 
 
 # ------------------------------------------------------------------------------------ placement
