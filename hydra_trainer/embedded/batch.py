@@ -5,7 +5,6 @@ Counts pods as the real controller does: each carries a finalizer until it is in
 """
 
 import contextlib
-import json
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -21,11 +20,13 @@ from .control import (
     reference,
     seconds_since,
     settle,
+    status_of,
     where,
+    write_status,
 )
 from .events import Recorder
 from .kubelet import LONGEST_BACK_OFF
-from .metadata import now
+from .metadata import copied, now
 from .podstatus import OVER
 from .refusals import ApiError
 from .store import Store
@@ -75,7 +76,7 @@ class Jobs:
         turn = _Turn(self, job)
         if not job["metadata"].get("deletionTimestamp"):
             turn.run()
-        turn.write()
+        write_status(self.store, job, turn.status)
         turn.let_go()
         return turn.again_in
 
@@ -122,7 +123,7 @@ class _Turn:
         self.job = job
         self.namespace, self.name = where(job)
         self.spec = job["spec"]
-        self.status: Object = json.loads(json.dumps(job.get("status") or {}))
+        self.status = status_of(job)
         self.pods = jobs.family.children(job, "pods")
         self.counted: list[Object] = []
         self.again_in: float | None = None
@@ -157,13 +158,6 @@ class _Turn:
     @property
     def active(self) -> list[Object]:
         return [pod for pod in self.pods if phase_of(pod) not in OVER]
-
-    def write(self) -> None:
-        def write(found: Object) -> None:
-            if found["metadata"]["uid"] == self.job["metadata"]["uid"]:
-                found["status"] = self.status
-
-        self.store.change("jobs.batch", self.namespace, self.name, write, subresource="status")
 
     def let_go(self) -> None:
         """Take the finalizer from pods that are counted, or that nobody counts any more."""
@@ -276,7 +270,7 @@ class _Turn:
         return list(free[: max(0, self.count - len(there))])
 
     def _make(self, index: int | None) -> None:
-        template: Object = json.loads(json.dumps(self.spec["template"]))
+        template: Object = copied(self.spec["template"])
         meta, spec = template.get("metadata") or {}, template["spec"]
         uid = self.job["metadata"]["uid"]
         labels = {"job-name": self.name, "controller-uid": uid}

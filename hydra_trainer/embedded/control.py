@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from .kinds import KINDS
-from .metadata import now
+from .metadata import copied, now
 from .refusals import ApiError
 from .store import Store
 
@@ -129,6 +129,22 @@ def settle(status: Object, kind: str, value: str, reason: str, message: str) -> 
     others = [one for one in status.get("conditions") or () if one["type"] != kind]
     status["conditions"] = [*others, {**found, "lastTransitionTime": time}]
     return True
+
+
+def status_of(obj: Object) -> Object:
+    """Return a copy of an object's status, to work on."""
+    return copied(obj.get("status") or {})
+
+
+def write_status(store: Store, obj: Object, status: Object) -> None:
+    """Write the status of an object, unless another one has its name by now."""
+
+    def write(found: Object) -> None:
+        if found["metadata"]["uid"] == obj["metadata"]["uid"]:
+            found["status"] = status
+
+    resource = RESOURCES[obj["apiVersion"], obj["kind"]]
+    store.change(resource, *where(obj), write, subresource="status")
 
 
 def seconds_since(time: str) -> float:

@@ -11,7 +11,6 @@ guide. Assumed, as the simplest that fits them:
 """
 
 import contextlib
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,10 +23,12 @@ from .control import (
     reference,
     seconds_since,
     settle,
+    status_of,
     where,
+    write_status,
 )
 from .events import Recorder
-from .metadata import now
+from .metadata import copied, now
 from .refusals import ApiError
 from .store import Store
 
@@ -57,7 +58,7 @@ class HyperPodJobs:
             return None
         turn = _Turn(self, job)
         turn.run()
-        turn.write()
+        write_status(self.store, job, turn.status)
         return turn.again_in
 
 
@@ -71,7 +72,7 @@ class _Turn:
         self.namespace, self.name = where(job)
         self.policy = job["spec"].get("runPolicy") or {}
         self.roles: list[Object] = job["spec"].get("replicaSpecs") or []
-        self.status: Object = json.loads(json.dumps(job.get("status") or {}))
+        self.status = status_of(job)
         self.pods = {pod["metadata"]["name"]: pod for pod in operator.family.children(job, "pods")}
         self.again_in: float | None = None
 
@@ -100,14 +101,6 @@ class _Turn:
             self._end("Completed", "JobCompleted", "All pods of the job have completed.")
         elif "Running" in phases:
             self._set("Running", "JobRunning", f"HyperPodPyTorchJob {self.name} is running.")
-
-    def write(self) -> None:
-        def write(found: Object) -> None:
-            if found["metadata"]["uid"] == self.job["metadata"]["uid"]:
-                found["status"] = self.status
-
-        resource = self.operator.resource
-        self.store.change(resource, self.namespace, self.name, write, subresource="status")
 
     @property
     def _first(self) -> str:
@@ -140,7 +133,7 @@ class _Turn:
                 rank += 1
 
     def _make_pod(self, role: Object, name: str, index: int, rank: int, total: int) -> None:
-        template: Object = json.loads(json.dumps(role.get("template") or {}))
+        template: Object = copied(role.get("template") or {})
         meta, spec = template.get("metadata") or {}, template["spec"]
         spec["restartPolicy"] = "Never"
         values = {

@@ -6,12 +6,24 @@ pkg/webhooks (for the defaults). Startup order, coordinators and exclusive place
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Iterable
 from typing import Any
 
-from .control import Family, Key, find, holds, labels_of, reference, seconds_since, settle, where
+from .control import (
+    Family,
+    Key,
+    find,
+    holds,
+    labels_of,
+    reference,
+    seconds_since,
+    settle,
+    status_of,
+    where,
+    write_status,
+)
 from .events import Recorder
+from .metadata import copied
 from .refusals import ApiError
 from .store import Store
 
@@ -40,7 +52,7 @@ class JobSets:
             return None
         turn = _Turn(self, jobset)
         turn.run()
-        turn.write()
+        write_status(self.store, jobset, turn.status)
         return turn.expires_in
 
 
@@ -54,7 +66,7 @@ class _Turn:
         self.namespace, self.name = where(jobset)
         self.spec = jobset["spec"]
         self.replicated: list[Object] = self.spec.get("replicatedJobs") or []
-        self.status: Object = json.loads(json.dumps(jobset.get("status") or {}))
+        self.status = status_of(jobset)
         self.expires_in: float | None = None
         jobs = jobsets.family.children(jobset, "jobs.batch")
         attempt = int(self.status.get("restarts", 0))
@@ -87,14 +99,6 @@ class _Turn:
             if self._may_start(replicated):
                 self._make_jobs(replicated)
         self._suspend_or_resume()
-
-    def write(self) -> None:
-        def write(found: Object) -> None:
-            if found["metadata"]["uid"] == self.jobset["metadata"]["uid"]:
-                found["status"] = self.status
-
-        resource = self.jobsets.resource
-        self.store.change(resource, self.namespace, self.name, write, subresource="status")
 
     # --------------------------------------------------------------------------------------- states
 
@@ -235,7 +239,7 @@ class _Turn:
                 self.store.create("jobs.batch", self.namespace, self._job(replicated, index, name))
 
     def _job(self, replicated: Object, index: int, name: str) -> Object:
-        template: Object = json.loads(json.dumps(replicated["template"]))
+        template: Object = copied(replicated["template"])
         spec = template["spec"]
         spec.setdefault("completionMode", "Indexed")
         spec.setdefault("parallelism", 1)

@@ -5,9 +5,10 @@ pkg/controller.v1/pytorch/{envvar,master,elastic,initcontainer}.go. The defaults
 controller's own: the stored object does not show them.
 """
 
-import json
 from collections.abc import Iterator
 from typing import Any
+
+from .metadata import copied
 
 Object = dict[str, Any]
 Variables = Iterator[tuple[str, Any]]
@@ -25,7 +26,7 @@ INIT_RESOURCES = {
 
 def defaulted(job: Object) -> Object:
     """Return the spec of a job as the operator sees it; Master comes first."""
-    spec: Object = json.loads(json.dumps(job["spec"]))
+    spec: Object = copied(job["spec"])
     spec.setdefault("runPolicy", {}).setdefault("cleanPodPolicy", "None")
     elastic = spec.get("elasticPolicy")
     if not (elastic and elastic.get("nProcPerNode")):

@@ -5,13 +5,25 @@ jobset below pkg/runtime/framework. The fields of 2.0 and 2.1 for pods are known
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from . import patches
-from .control import Family, Key, find, holds, labels_of, reference, seconds_since, settle, where
+from .control import (
+    Family,
+    Key,
+    find,
+    holds,
+    labels_of,
+    reference,
+    seconds_since,
+    settle,
+    status_of,
+    where,
+    write_status,
+)
 from .events import Recorder
+from .metadata import copied
 from .quantities import amount
 from .refusals import ApiError
 from .store import Store
@@ -82,7 +94,7 @@ class TrainJobs:
     def reconcile(self, job: Object) -> float | None:
         if job["spec"].get("managedBy") not in MANAGERS or job["metadata"].get("deletionTimestamp"):
             return None
-        status: Object = json.loads(json.dumps(job.get("status") or {}))
+        status = status_of(job)
         failed = find(status.get("conditions"), "Failed")
         if failed and failed["reason"] != "DeadlineExceeded":
             # As it is: the JobSet says again that it failed. Once that is deleted, for its time to
@@ -94,11 +106,7 @@ class TrainJobs:
         self._take_over(job, status)
         left = self._deadline(job, status)
 
-        def write(found: Object) -> None:
-            if found["metadata"]["uid"] == job["metadata"]["uid"]:
-                found["status"] = status
-
-        self._store.change(self.resource, *where(job), write, subresource="status")
+        write_status(self._store, job, status)
         return left
 
     # ---------------------------------------------------------------------------------- the JobSet
@@ -171,7 +179,7 @@ def _set_suspended(job: Object, status: Object) -> None:
 
 def jobset_of(job: Object, runtime: Object) -> Object:
     """Return the JobSet of a TrainJob, which the runtime is the template of."""
-    template: Object = json.loads(json.dumps(runtime["spec"]["template"]))
+    template: Object = copied(runtime["spec"]["template"])
     spec, meta = template["spec"], template.get("metadata") or {}
     for replicated in spec["replicatedJobs"]:
         pod = replicated["template"]["spec"]["template"]

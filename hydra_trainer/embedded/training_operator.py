@@ -5,7 +5,6 @@ in kubeflow/trainer v1.9.4: pkg/controller.v1/{common,pytorch}, pkg/core, pkg/ut
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,10 +17,12 @@ from .control import (
     phase_of,
     reference,
     seconds_since,
+    status_of,
     where,
+    write_status,
 )
 from .events import Recorder
-from .metadata import now
+from .metadata import copied, now
 from .pytorch_env import (
     CONTAINER,
     PORT_NAME,
@@ -69,7 +70,7 @@ class PyTorchJobs:
             return None
         turn = _Turn(self, job)
         turn.run()
-        turn.write()
+        write_status(self.store, job, turn.status)
         return turn.expires_in
 
 
@@ -84,7 +85,7 @@ class _Turn:
         self.spec = defaulted(job)
         self.policy = self.spec["runPolicy"]
         self.roles: dict[str, Object] = self.spec["pytorchReplicaSpecs"]
-        self.status: Object = json.loads(json.dumps(job.get("status") or {}))
+        self.status = status_of(job)
         self.pods = operator.family.children(job, "pods")
         self.expires_in: float | None = None
 
@@ -108,15 +109,6 @@ class _Turn:
             self._pods(role)
             self._services(role)
         self._judge()
-
-    def write(self) -> None:
-        def write(found: Object) -> None:
-            if found["metadata"]["uid"] == self.job["metadata"]["uid"]:
-                found["status"] = self.status
-
-        self.store.change(
-            self.operator.resource, self.namespace, self.name, write, subresource="status"
-        )
 
     @property
     def _is_finished(self) -> bool:
@@ -213,7 +205,7 @@ class _Turn:
             self._set("Failed", message)
 
     def _make_pod(self, role: str, index: int) -> None:
-        spec: Object = json.loads(json.dumps(self.roles[role]))
+        spec: Object = copied(self.roles[role])
         template = spec["template"]
         name = f"{self.name}-{role.lower()}-{index}"
         metadata = template.get("metadata") or {}

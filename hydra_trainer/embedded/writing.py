@@ -116,7 +116,7 @@ class Writing:
         self, target: Target, request: Request, found: Object, body: Object
     ) -> list[str]:
         """Change an object to what a client wants it to be, if it may; return unknown fields."""
-        before = json.loads(json.dumps(found))
+        before = metadata.copied(found)
         metadata.take_over(
             found, body, status=target.subresource == "status", split=target.kind.status
         )
