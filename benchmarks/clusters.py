@@ -1,16 +1,14 @@
 """What it costs to send a job to a cluster: a dry run, the jobs of a sweep, creates, waiting."""
 
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from .starts import TRAIN, cpu
+from .starts import TRAIN, in_turns
 from .table import Row, compared
 
 DRY_RUN = [*TRAIN, "launcher=eks", "launcher.dry_run=true"]
@@ -22,15 +20,9 @@ HEAVY = (
 
 def dry_run(quick: bool) -> Iterator[Row]:
     """Yield the rows of a dry run: CPU time against the import that it avoids."""
-    rendered, imported = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        env = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
-        env.pop("PYTHONDONTWRITEBYTECODE", None)
-        for _ in range(2 if quick else 12):
-            imported.append(cpu([sys.executable, "-c", "import torch"], env))
-            rendered.append(cpu(DRY_RUN, env))
+    rendered, imported = in_turns(DRY_RUN, "import torch", quick)
     name = "CPU time, launcher=eks launcher.dry_run=true / import torch"
-    yield compared(name, rendered[1:], imported[1:], "s CPU", 0.25)
+    yield compared(name, rendered, imported, "s CPU", 0.25)
     light = subprocess.run([sys.executable, "-c", HEAVY, *DRY_RUN[2:]], capture_output=True)
     note = "met" if light.returncode == 0 else "MISSED"
     yield Row("... neither torch nor kubernetes is imported", "", "", note=note)

@@ -23,23 +23,28 @@ HEAVY = "from hydra_trainer.app import main; main(); import sys; sys.exit('torch
 
 def command(quick: bool) -> Iterator[Row]:
     """Yield the row of `--cfg job` against the import that it cannot do without."""
-    shown, imported = [], []
+    shown, imported = in_turns([*TRAIN, "--cfg", "job"], "import hydra", quick)
+    light = subprocess.run([sys.executable, "-c", HEAVY, "--cfg", "job"], capture_output=True)
+    name = "CPU time, --cfg job / import hydra"
+    yield compared(name, shown, imported, "s CPU", 2)
+    note = "met" if light.returncode == 0 else "MISSED"
+    yield Row("... torch is not imported", "no" if light.returncode else "yes", "", note=note)
+
+
+def in_turns(command: list[str], statement: str, quick: bool) -> tuple[list[float], list[float]]:
+    """Return the seconds of CPU of a command, and of a Python that runs a statement."""
+    ours, baseline = [], []
     with tempfile.TemporaryDirectory() as folder:
         # Compiled code is kept, as it is on any machine where the command ran before.
         env = {**os.environ, "PYTHONPYCACHEPREFIX": folder}
         env.pop("PYTHONDONTWRITEBYTECODE", None)
         for _ in range(2 if quick else 12):
-            imported.append(cpu([sys.executable, "-c", "import hydra"], env))
-            shown.append(cpu([*TRAIN, "--cfg", "job"], env))
-    light = subprocess.run([sys.executable, "-c", HEAVY, "--cfg", "job"], capture_output=True)
-    name = "CPU time, --cfg job / import hydra"
-    yield compared(name, shown[1:], imported[1:], "s CPU", 2)
-    note = "met" if light.returncode == 0 else "MISSED"
-    yield Row("... torch is not imported", "no" if light.returncode else "yes", "", note=note)
+            baseline.append(_cpu([sys.executable, "-c", statement], env))
+            ours.append(_cpu(command, env))
+    return ours[1:], baseline[1:]
 
 
-def cpu(words: list[str], env: dict[str, str]) -> float:
-    """Return the seconds of CPU that a command takes, with its children."""
+def _cpu(words: list[str], env: dict[str, str]) -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(words, check=True, capture_output=True, env=env)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -114,13 +114,13 @@ def run(cfg: Any) -> float | None:
         value = (result.get("objective") or {}).get("value")
         return None if value is None else float(value)
     if status.state is JobState.CANCELLED:
-        if handle.scheme == "local":
+        if not place.elsewhere:
             report.stopped(Path(job.output), result.get("unsaved"))
         else:
             launcher.say(f"{status.message} The same command sends it again, to go on from there.")
         sys.exit(status.exit_code or 143)
     text = report.failed(result) if result.get("error") else f"error: {status.message}"
-    if handle.scheme != "local":
+    if place.elsewhere:
         text += f"\nTo see what happened and what to change: hydra-trainer why {handle}"
     raise JobFailed(text, status.exit_code or USER_ERROR)
 

@@ -8,7 +8,6 @@ import contextlib
 import sys
 from collections.abc import Iterator
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ import yaml
 
 from .bootstrap import read_json, write_json
 from .errors import LaunchError, did_you_mean
+from .help import conf_folder
 from .job import JobHandle, JobSpec, JobStatus
 
 RECORD = "job.json"
@@ -46,6 +46,9 @@ class Launcher(Protocol):
     scheme: str
     """The first word of its handles: `local`, `eks`, `sagemaker`. Its configuration is the file of
     that name in the group `launcher`."""
+
+    elsewhere: bool
+    """Whether jobs run on other machines: then this one only writes down which they were."""
 
     dry_run: bool
     """Print what `render` returns and stop."""
@@ -100,7 +103,7 @@ def run(launcher: Launcher, job: JobSpec) -> tuple[JobHandle, JobStatus]:
     """Submit a job and stay with it to its end, or until it is let go of."""
     handle = launcher.submit(job)
     status = launcher.follow(handle)
-    if handle.scheme != "local":
+    if launcher.elsewhere:
         record(Path(job.output), handle, status)
     return handle, status
 
@@ -133,7 +136,7 @@ def reaching(handle: JobHandle) -> Launcher:
     Raises:
         LaunchError: no launcher has handles of this scheme.
     """
-    folder = _conf_folder() / "launcher"
+    folder = conf_folder() / "launcher"
     path = folder / f"{handle.scheme}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
@@ -144,12 +147,6 @@ def reaching(handle: JobHandle) -> Launcher:
     module, _, name = yaml.safe_load(path.read_text())["_target_"].rpartition(".")
     found: Launcher = getattr(import_module(module), name).reaching(handle)
     return found
-
-
-def _conf_folder() -> Path:
-    spec = find_spec("hydra_trainer.conf")
-    assert spec is not None and spec.origin is not None
-    return Path(spec.origin).parent
 
 
 def say(line: str) -> None:

@@ -39,10 +39,8 @@ LAST_LINES = 20  # of a log, that `why` reads
 class EksLauncher(Options):
     """Sends a job to a Kubernetes cluster, follows it, and brings its result back."""
 
-    @property
-    def scheme(self) -> str:
-        """The first word of this launcher's handles."""
-        return "eks"
+    scheme = "eks"
+    elsewhere = True
 
     @classmethod
     def reaching(cls, handle: JobHandle) -> "EksLauncher":

@@ -45,6 +45,7 @@ class LocalLauncher:
     """
 
     scheme = "local"
+    elsewhere = False
 
     def __init__(
         self,

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,6 +16,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads do not survive a fo
 
 import lightning.pytorch  # noqa: F401
 import torchmetrics  # noqa: F401
+
+if TYPE_CHECKING:
+    from .world import World
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -153,3 +156,12 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
     code, printed = job.run(DRILL_SEEN=str(folder / "seen"))
     assert code == 0, printed
     return job
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> "Iterator[World]":
+    """An embedded cluster with its controllers, and no server."""
+    from .world import World
+
+    with World(tmp_path / "home") as found:
+        yield found

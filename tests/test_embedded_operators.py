@@ -3,7 +3,6 @@
 Their pods are lines of shell. The words are those of the operators.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,6 @@ from .world import (
     template,
     trainjob,
 )
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path / "home") as found:
-        yield found
-
 
 # ------------------------------------------------------------------------------------- PyTorchJob
 

@@ -40,12 +40,6 @@ from .world import (
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with World(tmp_path / "home") as found:
-        yield found
-
-
-@pytest.fixture
 def make(tmp_path: Path) -> Iterator[Callable[..., World]]:
     """Make worlds with a kubelet as the test wants it; those of one test share a home."""
     with contextlib.ExitStack() as made:
