@@ -39,16 +39,21 @@ def main() -> None:
     # machine that others use too, spinning makes training ten times slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Hydra would print its own version of every error and exit with 1.
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         _hydra_main()
     except SystemExit:
         raise
     except BaseException as error:
-        if full or sys.gettrace() is not None:
+        if before == "1" or sys.gettrace() is not None:
             raise
         sys.exit(_explain(error, words))
+    finally:
+        if before is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = before
 
 
 def _hydra_main() -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,8 @@ def forked(words: list[str], folder: Path, env: dict[str, str]) -> tuple[int, st
             code = 0
         except SystemExit as ended:
             code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:  # as an interpreter does; the code is no one else's
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -2,7 +2,9 @@
 
 `DRILL` holds `event:place:step:who`, for example `SIGKILL:train:13:0`. `who` is a rank, `all`, or
 `launcher`, the process that the user started. It happens once: files named after `DRILL_DONE`
-remember. `DRILL_SEEN` names a folder where each rank notes which samples it trained on.
+remember. The events that are no signal: `raise`, `nan`, `hang`, `breakpoint`, `wait` (for a file),
+`until` (a SIGTERM came). `DRILL_SEEN` names a folder where each rank notes which samples it
+trained on.
 """
 
 import hashlib
@@ -60,6 +62,11 @@ class Drill(MLP):
         if event == "wait":
             print("waiting", flush=True)
             while not Path(f"{os.environ['DRILL_DONE']}-go").exists():
+                time.sleep(0.02)
+            return False
+        if event == "until":
+            print("waiting", flush=True)
+            while not signal.getsignal(signal.SIGTERM).__self__.signum:  # type: ignore[union-attr]
                 time.sleep(0.02)
             return False
         if event == "breakpoint":

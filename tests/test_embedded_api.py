@@ -232,6 +232,11 @@ def test_kubectl_applies_diffs_and_deletes(cluster: Embedded) -> None:
         "configmap/a created",
         "pytorchjob.kubeflow.org/a created",
     ]
+    as_list = {"apiVersion": "v1", "kind": "List", "items": both}  # as a dry run prints them
+    assert kubectl(cluster, "apply", "-f", "-", stdin=yaml.safe_dump(as_list)).splitlines() == [
+        "configmap/a unchanged",
+        "pytorchjob.kubeflow.org/a unchanged",
+    ]
     both[1]["spec"]["nprocPerNode"] = "4"
     changed = yaml.safe_dump_all(both)
     assert '+  nprocPerNode: "4"' in kubectl(cluster, "diff", "-f", "-", stdin=changed)

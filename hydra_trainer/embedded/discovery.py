@@ -27,6 +27,9 @@ PARTS = {
 HEALTH = ("/healthz", "/livez", "/readyz")
 
 
+OPENAPI_V2 = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+
+
 class Discovery:
     """Answers for the kinds of all groups but those that are absent."""
 
@@ -38,6 +41,10 @@ class Discovery:
         path = request.path.rstrip("/")
         if path in HEALTH:
             return Response(b"ok", type="text/plain")
+        if path == "/openapi/v2":
+            # kubectl checks a List by itself, against this. An empty document knows no kind, and
+            # leaves each item to the server.
+            return Response(type=OPENAPI_V2)
         if path in ("/api", "/apis") and "as=APIGroupDiscoveryList" in _accepted(request):
             return _aggregated(self._groups(core=path == "/api"), request)
         body = self._documents.get(path)
