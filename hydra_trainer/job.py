@@ -45,8 +45,10 @@ class Resources:
 class Mount:
     """A folder that the job reads or writes, by the name that `${mount:name}` uses.
 
-    `path` is where the job sees it, `local` where this machine does; `claim` is the
-    PersistentVolumeClaim that holds it on Kubernetes.
+    `path` is where the job sees it on Kubernetes, `local` where this machine does. `claim` is the
+    PersistentVolumeClaim that holds it on Kubernetes. On SageMaker it is the id of a `file_system`
+    (fs-...; with FSx, `mount_name` is the first part of its paths), or a `uri` in S3, whose
+    `input_mode` is File, FastFile or Pipe.
     """
 
     name: str
@@ -56,6 +58,10 @@ class Mount:
     claim: str = ""
     sub_path: str = ""
     read_only: bool = False
+    file_system: str = ""
+    mount_name: str = "fsx"
+    uri: str = ""
+    input_mode: str = "FastFile"
 
 
 @dataclass(frozen=True)

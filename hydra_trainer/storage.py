@@ -17,6 +17,8 @@ from .job import Mount
 KINDS = ("efs", "fsx", "s3", "pvc", "host")
 """What a mount can be. efs, fsx, s3 and pvc come through a PersistentVolumeClaim on Kubernetes."""
 
+INPUT_MODES = ("File", "FastFile", "Pipe")
+
 FIELDS = tuple(field.name for field in fields(Mount) if field.name != "name")
 NAME = re.compile(r"[a-z]([a-z0-9_]{0,30}[a-z0-9])?")
 OPEN = re.compile(r"\$\{mount:\s*([^}]*?)\s*\}")
@@ -81,10 +83,19 @@ def _node_problems(name: str, node: Any) -> list[str]:
 
 def _field_problems(key: str, node: dict[str, Any]) -> list[str]:
     problems = []
-    for word in ("local", "path", "claim", "sub_path"):
+    for word in ("local", "path", "claim", "sub_path", "file_system", "mount_name", "uri"):
         value = node.get(word)
         if not isinstance(value, str | None):
             problems.append(f"{key}.{word} is {value!r}, but must be text.")
+    mode = node.get("input_mode", "File")
+    if mode not in INPUT_MODES:
+        problems.append(
+            f"{key}.input_mode is {mode!r}, but must be one of {', '.join(INPUT_MODES)}."
+            f"{did_you_mean(str(mode), INPUT_MODES)}"
+        )
+    uri = node.get("uri") or "s3://"
+    if isinstance(uri, str) and not uri.startswith("s3://"):
+        problems.append(f"{key}.uri is {uri!r}, but must be s3://BUCKET/PREFIX.")
     path, below = node.get("path") or "/", node.get("sub_path") or ""
     if isinstance(path, str) and (not path.startswith("/") or ":" in path):
         problems.append(

@@ -12,6 +12,7 @@ from typing import Any
 from hydra_trainer import launcher
 from hydra_trainer.errors import ConfigError, did_you_mean
 from hydra_trainer.job import JobSpec
+from hydra_trainer.plain import clean
 from hydra_trainer.storage import OPEN
 
 from . import marks, pod
@@ -223,7 +224,7 @@ def _queue_labels(options: Options) -> dict[str, str]:
 def _job(api: str, kind: str, name: str, options: Options, spec: dict[str, Any]) -> dict[str, Any]:
     metadata = _metadata(name)
     metadata["labels"] |= _queue_labels(options)
-    cleaned: dict[str, Any] = pod.clean(
+    cleaned: dict[str, Any] = clean(
         {"apiVersion": api, "kind": kind, "metadata": metadata, "spec": spec}
     )
     return cleaned
