@@ -5,7 +5,8 @@
 Unpacks the code, starts torchrun's agent with one worker per rank, forwards SIGTERM to the ranks,
 keeps the exit code true (torchrun alone answers 1 to everything) and hands the result to the
 platform. Where the other machines are, it knows from the variables that Kubeflow's operators set:
-PET_NNODES, PET_NODE_RANK, and PET_MASTER_ADDR, PET_MASTER_PORT or PET_RDZV_ENDPOINT.
+PET_NNODES, PET_NODE_RANK, and PET_MASTER_ADDR, PET_MASTER_PORT or PET_RDZV_ENDPOINT; or from
+SageMaker's resourceconfig.json.
 
     0     done
     143   stopped by SIGTERM, after saving: run again
@@ -43,6 +44,14 @@ LOST = 141
 
 REPORT_LIMIT = 4096
 """Bytes that Kubernetes keeps of a termination message (terminationMessagePath)."""
+
+FAILURE_LIMIT = 1024
+"""Characters of output/failure that SageMaker keeps, in FailureReason."""
+
+RESULT = "hydra-trainer result:"
+"""Begins the line by which SageMaker's metrics get the objective."""
+
+PORT = "29500"  # where the instances of a SageMaker job meet: torchrun's own default
 
 POLL = 0.1  # seconds between two looks at the notes
 
@@ -302,6 +311,8 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     add("--grace", type=float, default=120.0, help="seconds between stop and kill")
     add("--run-dir", type=Path, help="run directory; default: the config's folder")
     add("--report", type=Path, help="file for the result, at most 4,096 bytes")
+    add("--sagemaker", type=Path, metavar="DIR", help="/opt/ml, in a container of SageMaker")
+    add("--again", action="store_true", help="set aside a run that is complete")
     add("--code", help="archive of the code: a file, or s3://bucket/key")
     add("--work", type=Path, default=Path("code"), help="folder to unpack it into")
     add("--pip", action="append", default=[], help="a requirement to install; may be repeated")
@@ -445,15 +456,19 @@ def main(words: list[str] | None = None) -> int:
     options = _arguments(sys.argv[1:] if words is None else words)
     _die_with_parent()
     run_dir = (options.run_dir or options.config.parent).absolute()
+    if options.sagemaker:
+        _read_hosts(options.sagemaker)
+    if options.again and _is_first_node():
+        _set_aside(run_dir)
     if (ended := _give_up(run_dir, options.attempts)) is not None:
-        _report(options.report, ended)
+        _report(options, ended)
         return int(ended["exit_code"])
     try:
         _prepare(options)
     except (OSError, ValueError, ImportError, subprocess.CalledProcessError) as error:
         message = f"the code could not be unpacked or installed: {error}"
         text = {"type": type(error).__name__, "message": message, "traceback": ""}
-        _report(options.report, {"status": "failed", "exit_code": 2, "error": text})
+        _report(options, {"status": "failed", "exit_code": 2, "error": text})
         return 2
     _keep_config(options.config, run_dir)
     return _supervise(options, run_dir)
@@ -461,25 +476,95 @@ def main(words: list[str] | None = None) -> int:
 
 def _keep_config(config: Path, run_dir: Path) -> None:
     """Leave a copy of the configuration in the run directory, where it came from elsewhere."""
-    if config.parent != run_dir and os.environ.get("PET_NODE_RANK", "0") == "0":
+    if config.parent != run_dir and _is_first_node():
         run_dir.mkdir(parents=True, exist_ok=True)
         temporary = run_dir / f".config.yaml.{os.getpid()}.tmp"
         temporary.write_bytes(config.read_bytes())
         temporary.replace(run_dir / "config.yaml")
 
 
-def _report(path: Path | None, result: dict[str, Any]) -> None:
+def _is_first_node() -> bool:
+    return os.environ.get("PET_NODE_RANK", "0") == "0"
+
+
+def _read_hosts(opt: Path) -> None:
+    """Take from SageMaker's resourceconfig.json what Kubeflow's operators say in variables.
+
+    Variables that are there stay: they say where the instances meet when their names lead nowhere.
+    """
+    found = read_json(opt / "input" / "config" / "resourceconfig.json") or {}
+    hosts = sorted(found.get("hosts") or ["localhost"], key=_number)
+    current = found.get("current_host", hosts[0])
+    os.environ["PET_NNODES"] = str(len(hosts))
+    os.environ["PET_NODE_RANK"] = str(hosts.index(current))
+    os.environ.setdefault("PET_MASTER_ADDR", hosts[0])
+    os.environ.setdefault("PET_MASTER_PORT", PORT)
+    if interface := found.get("network_interface_name"):
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+
+
+def _number(host: str) -> tuple[int, str]:
+    """Order algo-2 before algo-10."""
+    digits = host.rpartition("-")[2]
+    return (int(digits) if digits.isdigit() else 0, host)
+
+
+def _set_aside(run_dir: Path) -> None:
+    """Move a run that is complete to previous/N: it was asked for anew.
+
+    One that is not complete goes on: the platform may have started this container again.
+    """
+    if (read_json(run_dir / "result.json") or {}).get("status") != "completed":
+        return
+    numbers = [int(p.name) for p in (run_dir / "previous").glob("*") if p.name.isdigit()]
+    place = run_dir / "previous" / str(max(numbers, default=0) + 1)
+    found = [path for path in run_dir.iterdir() if path.name != "previous"]
+    place.mkdir(parents=True)
+    for path in sorted(found, key=lambda path: path.name != "result.json"):
+        path.rename(place / path.name)
+
+
+def _report(options: argparse.Namespace, result: dict[str, Any]) -> None:
     """Hand the result to the platform, and tell the log why the job ended early.
 
     Without a report, whoever started us reads result.json and tells it.
     """
-    if path is None:
+    if options.report is None and options.sagemaker is None:
         return
-    path.write_text(compact(result))
+    if options.report is not None:
+        options.report.write_text(compact(result))
     if result["status"] == "failed":
         print(cause(result), file=sys.stderr, flush=True)
     elif unsaved := result.get("unsaved"):
         print(f"stopped, but the last save failed: {unsaved}", file=sys.stderr, flush=True)
+    if options.sagemaker is not None:
+        _report_to_sagemaker(options.sagemaker / "output", result)
+
+
+def _report_to_sagemaker(output: Path, result: dict[str, Any]) -> None:
+    """Leave the result in output/data, a failure in output/failure, the objective in the log."""
+    with contextlib.suppress(OSError):
+        if _is_first_node():
+            (output / "data").mkdir(parents=True, exist_ok=True)
+            (output / "data" / "result.json").write_text(compact(result))
+        if result["status"] == "failed":
+            (output / "failure").write_text(failure_text(result))
+    objective = result.get("objective") or {}
+    if objective.get("value") is not None and result["status"] == "completed":
+        print(f"{RESULT} {objective['metric']}={objective['value']!r}", flush=True)
+
+
+def failure_text(result: dict[str, Any], limit: int = FAILURE_LIMIT) -> str:
+    """Return the words on a failure that fit: who failed and why, then the end of the traceback."""
+    error = result.get("error") or {}
+    who = f"rank {result['rank']} failed: " if "rank" in result else ""
+    head = f"{who}{error.get('message') or 'no message'}"[: limit * 3 // 4]
+    room = limit - len(head) - len("\n...\n")
+    trace = str(error.get("traceback") or "").rstrip()
+    if not trace or room <= 0:
+        return head
+    return f"{head}\n{trace if len(trace) <= room else '...' + trace[-room:]}"
 
 
 def cause(result: dict[str, Any]) -> str:
@@ -503,7 +588,7 @@ def _supervise(options: argparse.Namespace, run_dir: Path) -> int:
         supervisor = Supervisor(_command(options), notes, options.grace)
         code = supervisor.run()
         result = _result(supervisor, run_dir, code)
-        _report(options.report, result)
+        _report(options, result)
     finally:
         shutil.rmtree(notes, ignore_errors=True)
     return code
