@@ -17,6 +17,8 @@ ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
     "restart": starts.restart,
     "memory": starts.memory,
     "dry_run": clusters.dry_run,
+    "creates": clusters.creates,
+    "waiting": clusters.waiting,
     "gpu": gpu.rows,
 }
 

@@ -153,16 +153,25 @@ def _storage_problems(job: JobSpec) -> list[str]:
 
 
 def _config_map(job: JobSpec, options: Options, name: str) -> dict[str, Any]:
-    config = json.loads(json.dumps(job.config))
-    config["run"]["dir"] = pod.run_dir(job)
-    # How it was sent is none of the worker's business, and not the same in each sitting.
-    config["launcher"] = {"_target_": config["launcher"]["_target_"]}
+    config = {
+        **job.config,
+        "run": {**job.config["run"], "dir": pod.run_dir(job)},
+        # How it was sent is none of the worker's business, and not the same in each sitting.
+        "launcher": {"_target_": job.config["launcher"]["_target_"]},
+    }
+    text = "".join(_section(json.dumps({key: value})) for key, value in config.items())
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(name),
-        "data": {"config.yaml": launcher.text(config)},
+        "data": {"config.yaml": text},
     }
+
+
+@functools.lru_cache(maxsize=256)  # most sections are the same in all jobs of a sweep
+def _section(section: str) -> str:
+    """Return a part of a configuration, given as JSON, as YAML."""
+    return launcher.text(json.loads(section))
 
 
 def _code_map(job: JobSpec) -> list[dict[str, Any]]:
