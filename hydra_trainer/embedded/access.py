@@ -107,7 +107,13 @@ class Access:
             raise _forbidden_path(user, method, path)
 
     def check(self, user: User, ask: Ask) -> None:
-        """Raise ApiError 403 when a user may not do something."""
+        """Raise ApiError 403 when a user may not do something.
+
+        A request for a namespace is one in that namespace, so a Role there can give it; a review
+        of the same right takes the namespace that it names. As in a real server.
+        """
+        if ask.plural == "namespaces" and not ask.group:
+            ask = ask._replace(namespace=ask.name)
         if not self.allows(user, ask):
             raise _forbidden(user, ask)
 
