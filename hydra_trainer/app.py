@@ -98,7 +98,7 @@ def run(cfg: Any) -> float | None:
         trusted = (*TRUSTED, *plain["trusted_modules"])
         place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
         if place.dry_run:
-            print(launcher.text(place.render(job)), end="")
+            print(launcher.text(place.render(job), place.language), end="")
             return None
         if place.check:
             sys.exit(DONE if place.preflight(job) else CONFIG_ERROR)

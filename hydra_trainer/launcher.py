@@ -5,6 +5,7 @@ arguments are its options. The core never names one.
 """
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -49,6 +50,9 @@ class Launcher(Protocol):
 
     elsewhere: bool
     """Whether jobs run on other machines: then this one only writes down which they were."""
+
+    language: str
+    """In which a dry run prints: yaml, or json."""
 
     dry_run: bool
     """Print what `render` returns and stop."""
@@ -108,8 +112,10 @@ def run(launcher: Launcher, job: JobSpec) -> tuple[JobHandle, JobStatus]:
     return handle, status
 
 
-def text(manifests: dict[str, Any]) -> str:
-    """Return what a launcher rendered as YAML, the same bytes every time."""
+def text(manifests: dict[str, Any], language: str = "yaml") -> str:
+    """Return what a launcher rendered as YAML or JSON, the same bytes every time."""
+    if language == "json":
+        return json.dumps(manifests, indent=2, ensure_ascii=False) + "\n"
     return str(
         yaml.dump(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31 - 1)
     )

@@ -1,5 +1,6 @@
 """train(): from a resolved configuration to a result. The only place that builds a Trainer."""
 
+import contextlib
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
-from . import __version__, checkpoint, distributed, metrics, optim, overhead
+from . import __version__, checkpoint, distributed, handover, metrics, optim, overhead
 from .callbacks import Core, committed, finished_epochs
 from .checkpoint import CommittedCheckpointIO, Store, Writer
 from .config import arguments, get
@@ -101,9 +102,11 @@ class _Session:
         self, trainer: Trainer, model: LightningModule, data: LightningDataModule, path: str | None
     ) -> dict[str, Any]:
         began, samples = time.monotonic(), self.core.samples
-        with checkpoint.closing(self.writer):
+        with checkpoint.closing(self.writer), contextlib.ExitStack() as copies:
             if path is not None:
-                self._check_weights(model, Path(path))
+                place = copies.enter_context(self._on_every_machine(path))
+                self._check_weights(model, place)
+                path = str(place)
             trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         fit_seconds = time.monotonic() - began
         rate = (self.core.samples - samples) / max(fit_seconds, 1e-9)
@@ -369,9 +372,13 @@ class _Session:
         best = self.store.ranked(goal["metric"], goal["mode"]) if self.store else []
         path = self._broadcast(next((str(c.state) for c in best if c.fault() is None), None))
         if path is not None:
-            self._load_weights(model, Path(path))
+            with self._on_every_machine(path) as place:
+                self._load_weights(model, place)
         values = trainer.test(model, datamodule=data, verbose=False)
         return {name: value for result in values for name, value in result.items()}
+
+    def _on_every_machine(self, path: str) -> contextlib.AbstractContextManager[Path]:
+        return handover.on_every_machine(Path(path), self.conf["start_timeout"])
 
     def _load_weights(self, model: LightningModule, path: Path) -> None:
         if path.is_file():

@@ -41,6 +41,7 @@ class EksLauncher(Options):
 
     scheme = "eks"
     elsewhere = True
+    language = "yaml"
 
     @classmethod
     def reaching(cls, handle: JobHandle) -> "EksLauncher":

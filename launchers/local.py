@@ -46,6 +46,7 @@ class LocalLauncher:
 
     scheme = "local"
     elsewhere = False
+    language = "yaml"
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from hydra_trainer import launcher
+from hydra_trainer.bootstrap import RESULT
 from hydra_trainer.config import get
 from hydra_trainer.eks.instances import ML, Instance, instance
 from hydra_trainer.errors import ConfigError
@@ -47,9 +48,6 @@ LONGEST = 28 * 24 * 3600  # seconds, of MaxWaitTimeInSeconds
 
 IDENTITY = "hydra-trainer:identity"  # a tag: of what is trained
 DIGEST = "hydra-trainer:request-digest"  # a tag: of all that was asked for
-
-RESULT = "hydra-trainer result:"
-"""Begins the line that rank 0's bootstrap prints at the end: the objective, for CloudWatch."""
 
 LACKING = (
     "lightning>=2.6.6,<2.7",

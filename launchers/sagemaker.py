@@ -1,0 +1,392 @@
+"""launcher=sagemaker: an Amazon SageMaker training job.
+
+What a job looks like there is in hydra_trainer/sagemaker; this file is the way through it.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra_trainer import launcher
+from hydra_trainer.errors import ConfigError, LaunchError
+from hydra_trainer.job import JobHandle, JobSpec, JobState, JobStatus
+from hydra_trainer.sagemaker import request
+from hydra_trainer.sagemaker.options import (
+    PLACEHOLDER_OUTPUT,
+    PLACEHOLDER_REGION,
+    PLACEHOLDER_ROLE,
+    Options,
+)
+
+if TYPE_CHECKING:
+    from hydra_trainer.sagemaker.account import Account
+
+EMBEDDED = "embedded"
+"""The region of the service on this machine."""
+
+HOME = Path("~/.cache/hydra-trainer/embedded-sagemaker")
+
+OURS = re.compile(r".+-[0-9a-f]{8}(-\d+)?")
+"""The name of a job that we sent: a list does not show tags."""
+
+LAST_LINES = 20  # of a log, that `why` reads
+
+
+@dataclass(frozen=True)
+class SagemakerLauncher(Options):
+    """Sends a job to SageMaker, follows it, and brings its result back."""
+
+    scheme = "sagemaker"
+    elsewhere = True
+    language = "json"
+
+    @classmethod
+    def reaching(cls, handle: JobHandle) -> "SagemakerLauncher":
+        """Return a launcher for the region of a handle."""
+        region, _ = _parts(handle)
+        return cls(region=None if region == EMBEDDED else region, embedded=region == EMBEDDED)
+
+    # ----------------------------------------------------------------------------------- render
+
+    def render(self, job: JobSpec) -> dict[str, Any]:
+        """Return the CreateTrainingJob request.
+
+        Raises:
+            ConfigError: with everything that is wrong with it.
+        """
+        made = request.request(job, self)
+        problems, warnings = _checked(made)
+        stand_ins = [*_stand_ins(job, self)] if self.dry_run else []
+        for text in (*warnings, *stand_ins):
+            launcher.say(f"warning: {text}")
+        if problems:
+            raise ConfigError(problems)
+        return made
+
+    # ----------------------------------------------------------------------------------- submit
+
+    def preflight(self, job: JobSpec) -> bool:
+        """Print what would stop the job in that account. Returns whether nothing would."""
+        from hydra_trainer.eks.preflight import render_findings
+        from hydra_trainer.sagemaker.preflight import preflight
+
+        account = self._account()
+        made = replace(self, region=account.region).render(job)
+        findings = preflight(account, made, [*_stand_ins(job, self)])
+        print(render_findings(findings))
+        return not any(finding.level == "fail" for finding in findings)
+
+    def submit(self, job: JobSpec) -> JobHandle:
+        """Create the job, or find it: the same job is adopted, another one of that name refused.
+
+        Raises:
+            ConfigError: the job is wrong; nothing was sent.
+            LaunchError: SageMaker refuses it, or cannot be reached.
+        """
+        missing = [] if self.embedded else [*_stand_ins(job, self)]
+        if missing:
+            raise ConfigError(missing)
+        account = self._account()
+        place = replace(self, region=account.region)
+        made = place.render(job)
+        if self.embedded:
+            self._prepare_embedded(account, job)
+        return place._send(account, job, made)
+
+    def _send(self, account: "Account", job: JobSpec, made: dict[str, Any]) -> JobHandle:
+        from hydra_trainer.sagemaker.account import InUse
+
+        name = str(made["TrainingJobName"])
+        if job.config["code"]["delivery"] != "image":
+            archive = f"{request.code_place(job, self)}{request.ARCHIVE}"
+            account.put(archive, job.code.archive(), once=True)
+        written = request.config(job, self).encode()
+        place = f"{request.config_place(self, name)}config.yaml"
+        launcher.say(f"submitting {self._handle(account, name)}")
+        account.put(place, written)
+        try:
+            self._create(account, made)
+        except InUse:
+            return self._beside(account, job, made)
+        return self._handle(account, name)
+
+    def _create(self, account: "Account", made: dict[str, Any]) -> None:
+        if self.client == "sdk":
+            from hydra_trainer.sagemaker import sdk
+
+            sdk.create(account, made)
+        else:
+            account.create(made)
+
+    def _beside(self, account: "Account", job: JobSpec, made: dict[str, Any]) -> JobHandle:
+        """Find the job that has the name: adopt it, or send another one that goes on from it.
+
+        A name of SageMaker's is never free again, so later sittings are NAME-2, NAME-3, ...
+        """
+        from hydra_trainer.sagemaker.account import InUse
+
+        name = str(made["TrainingJobName"])
+        sittings = _sittings(account, name)
+        newest = f"{name}-{max(sittings)}" if max(sittings) > 1 else name
+        there = account.describe(newest)
+        if there is None:  # ListTrainingJobs may not know yet what CreateTrainingJob knows
+            raise LaunchError(f"{newest} was there, and is gone. Type the same command again.")
+        handle = self._handle(account, newest)
+        running = there["TrainingJobStatus"] in ("InProgress", "Stopping")
+        anew = self.again or job.again
+        if running and anew:
+            raise LaunchError(
+                f"{handle} is still there ({there['TrainingJobStatus']}). To run it anew, type "
+                f"hydra-trainer cancel {handle}, then the same command."
+            )
+        wanted = {tag["Key"]: tag["Value"] for tag in made["Tags"]}[request.DIGEST]
+        if not anew and (running or there["TrainingJobStatus"] != "Stopped"):
+            if account.tags(there["TrainingJobArn"]).get(request.DIGEST) == wanted:
+                launcher.say(f"{handle} is there already")
+                return handle
+            raise LaunchError(
+                f"{handle} is there already, with other settings: the same training, with other "
+                "resources, storage or launcher options. To follow it as it is, type hydra-trainer "
+                f"logs -f {handle}; to replace it, add launcher.again=true; to run both, add "
+                "name=..."
+            )
+        later = f"{name}-{max(sittings) + 1}"
+        made = {**made, "TrainingJobName": later}
+        if "CheckpointConfig" in made:
+            before = there.get("CheckpointConfig", {}).get("S3Uri")
+            fresh = request.checkpoint_place(self, later)
+            uri = before if before and not anew else fresh
+            made["CheckpointConfig"] = {**made["CheckpointConfig"], "S3Uri": uri}
+        if not anew:
+            launcher.say(f"{newest} was stopped: {later} goes on from there")
+        with contextlib.suppress(InUse):  # somebody typed the same at the same time
+            self._create(account, made)
+        return self._handle(account, later)
+
+    def _account(self) -> "Account":
+        from hydra_trainer.sagemaker.account import Account
+
+        if self.embedded:
+            from hydra_trainer.embedded import sagemaker
+
+            return Account(PLACEHOLDER_REGION, sagemaker.start(HOME.expanduser()))
+        return Account(self.region)
+
+    def _prepare_embedded(self, account: "Account", job: JobSpec) -> None:
+        """Make what an account would have: a bucket, and folders of this machine to mount."""
+        account.make_bucket(request.output(self))
+        disks = HOME.expanduser() / "file-systems"
+        for mount in job.mounts.values():
+            link = disks / request.stand_in(mount)
+            if mount.local and not mount.file_system and not link.exists():
+                disks.mkdir(parents=True, exist_ok=True)
+                Path(mount.local).expanduser().mkdir(parents=True, exist_ok=True)
+                link.symlink_to(Path(mount.local).expanduser().absolute())
+
+    def _handle(self, account: "Account", name: str) -> JobHandle:
+        return JobHandle("sagemaker", f"{EMBEDDED if self.embedded else account.region}/{name}")
+
+    # ------------------------------------------------------------------------------------ verbs
+
+    def status(self, handle: JobHandle) -> JobStatus:
+        """Return how a job goes; once it has ended, with its result."""
+        account = self._account()
+        return _status(account, _described(account, handle))
+
+    def why(self, handle: JobHandle) -> str:
+        """Return one screen on what happened, with the last lines of the logs that tell."""
+        from hydra_trainer.sagemaker import state
+
+        account = self._account()
+        found = _described(account, handle)
+        name = str(found["TrainingJobName"])
+        last = {}
+        for stream in account.streams(name)[-4:]:
+            with contextlib.suppress(LaunchError):
+                last[stream] = account.last(stream, LAST_LINES)
+        return state.why(found, _result(account, found), last)
+
+    def logs(
+        self, handle: JobHandle, *, rank: int | None = 0, follow: bool = False
+    ) -> Iterator[str]:
+        """Yield the lines of the instance that a rank is on; None: of all, in the order of time."""
+        from hydra_trainer.sagemaker.logs import Logs, host_of
+
+        account = self._account()
+        found = _described(account, handle)
+        name, each = str(found["TrainingJobName"]), _processes(found)
+        if rank is not None and not 0 <= rank < each * _instances(found):
+            raise LaunchError(
+                f"{handle} has no rank {rank}: it has {_instances(found)} instances of {each} "
+                "ranks each."
+            )
+        logs = Logs(account, name, None if rank is None else host_of(rank, each))
+
+        def ended() -> bool:
+            return not follow or _has_ended(account.describe(name))
+
+        for line in logs.follow(ended):
+            host = line.stream.partition("/")[2].rpartition("-")[0]
+            yield f"{host}  {line.text}" if rank is None else line.text
+
+    def follow(self, handle: JobHandle) -> JobStatus:
+        """Print changes of the state and rank 0's log until the job ends.
+
+        Ctrl-C lets go of the job, which goes on.
+        """
+        if self.detach:
+            return self.status(handle)
+        from hydra_trainer.sagemaker.follow import follow
+
+        account = self._account()
+        try:
+            return _status(account, follow(account, _parts(handle)[1], self._pause))
+        except KeyboardInterrupt:
+            launcher.say(
+                f"let go of {handle}, which goes on. To see it again: hydra-trainer logs -f"
+            )
+            return JobStatus(JobState.RUNNING)
+
+    @property
+    def _pause(self) -> float:
+        from hydra_trainer.sagemaker.logs import POLL
+
+        return 0.2 if self.embedded else POLL
+
+    def wait(self, handle: JobHandle) -> JobStatus:
+        """Return when a job has ended."""
+        return self.wait_all([handle])[handle]
+
+    def wait_all(self, handles: list[JobHandle]) -> dict[JobHandle, JobStatus]:
+        """Return how jobs of one region ended, once all have: one page of a list each second."""
+        from hydra_trainer.sagemaker.follow import wait_all
+
+        account = self._account()
+        wait_all(account, [_parts(handle)[1] for handle in handles])
+        return {handle: _status(account, _described(account, handle)) for handle in handles}
+
+    def cancel(self, handle: JobHandle) -> None:
+        """Stop a job: its ranks get SIGTERM and two minutes to save."""
+        account = self._account()
+        if not _has_ended(_described(account, handle)):
+            account.stop(_parts(handle)[1])
+
+    def list(self) -> list[tuple[JobHandle, JobStatus]]:
+        """Return the jobs of the region that have names like ours."""
+        from hydra_trainer.sagemaker import state
+
+        account = self._account()
+        return [
+            (self._handle(account, one["TrainingJobName"]), state.status(one))
+            for one in account.jobs()
+            if OURS.fullmatch(one["TrainingJobName"])
+        ]
+
+
+# ---------------------------------------------------------------------------------- what is there
+
+
+def _parts(handle: JobHandle) -> tuple[str, str]:
+    """Return region and name."""
+    region, _, name = handle.path.partition("/")
+    if handle.scheme != "sagemaker" or "/" in name:
+        raise LaunchError(f"{handle} is not the handle of a training job: sagemaker://REGION/NAME.")
+    return region, name
+
+
+def _described(account: "Account", handle: JobHandle) -> dict[str, Any]:
+    found = account.describe(_parts(handle)[1])
+    if found is None:
+        raise LaunchError(
+            f"There is no training job {handle}. hydra-trainer list sagemaker://{account.region} "
+            "shows those of the region."
+        )
+    return found
+
+
+def _has_ended(found: dict[str, Any] | None) -> bool:
+    from hydra_trainer.sagemaker.state import ENDED
+
+    return found is None or found["TrainingJobStatus"] in ENDED
+
+
+def _sittings(account: "Account", name: str) -> list[int]:
+    """Return the numbers of a job's sittings: NAME is the first."""
+    found = [1]
+    for one in account.jobs(NameContains=name):
+        if match := re.fullmatch(re.escape(name) + r"-(\d+)", one["TrainingJobName"]):
+            found.append(int(match[1]))
+    return found
+
+
+def _status(account: "Account", found: dict[str, Any]) -> JobStatus:
+    from hydra_trainer.sagemaker import state
+
+    return state.status(found, _result(account, found) if _has_ended(found) else None)
+
+
+def _result(account: "Account", found: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the job's result.json: from its run directory in S3, or from its output."""
+    kept = found.get("CheckpointConfig", {}).get("S3Uri")
+    output = str(found["OutputDataConfig"]["S3OutputPath"]).rstrip("/")
+    other = f"{output}/{found['TrainingJobName']}/output/data/result.json"
+    result = account.read_json(f"{kept.rstrip('/')}/result.json") if kept else None
+    return result or account.read_json(other)
+
+
+def _processes(found: dict[str, Any]) -> int:
+    """Return how many ranks an instance has."""
+    words = found["AlgorithmSpecification"].get("ContainerArguments") or []
+    text = next((word for word in words if word.startswith("--nproc-per-node=")), "=1")
+    return int(text.partition("=")[2])
+
+
+def _instances(found: dict[str, Any]) -> int:
+    asked = found["ResourceConfig"]
+    groups = sum(int(group["InstanceCount"]) for group in asked.get("InstanceGroups") or [])
+    return groups or int(asked.get("SelectedInstanceCount") or asked.get("InstanceCount") or 1)
+
+
+# ------------------------------------------------------------------------------- what is checked
+
+
+def _stand_ins(job: JobSpec, options: Options) -> Iterator[str]:
+    """Yield what the user has to say before the job can be sent."""
+    if not options.role:
+        yield (
+            f"launcher.role has no value ({PLACEHOLDER_ROLE} stands for it in a dry run). Type "
+            "launcher.role=arn:aws:iam::ACCOUNT:role/NAME; docs/sagemaker.md makes one."
+        )
+    if not options.output:
+        yield (
+            f"launcher.output has no value ({PLACEHOLDER_OUTPUT} stands for it in a dry run). Type "
+            "launcher.output=s3://BUCKET/PREFIX."
+        )
+    chosen = options.instance_preferences or options.instance_groups
+    if not (chosen or job.resources.instance_type):
+        yield (
+            "resources.instance_type has no value (m5.xlarge stands for it in a dry run). Type "
+            "resources.instance_type=ml.g5.xlarge, or another one."
+        )
+    if options.dry_run and not options.region and not options.image:
+        yield (
+            f"launcher.region has no value: the image is that of {PLACEHOLDER_REGION}. Type "
+            "launcher.region=REGION, or launcher.image=..."
+        )
+
+
+def _checked(made: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Return what is wrong with a request, and what may be."""
+    from hydra_trainer.sagemaker.rules import key_of, rule_problems
+    from hydra_trainer.sagemaker.shapes import shape_problems
+
+    problems: list[str] = []
+    warnings: list[str] = []
+    for found in (*shape_problems(made), *rule_problems(made)):
+        key = key_of(found.path)
+        text = f"{found.path} {found.message}" + (f" It comes from {key}." if key else "")
+        (warnings if found.severity == "warning" else problems).append(text)
+    return problems, warnings
