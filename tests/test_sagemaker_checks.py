@@ -2,11 +2,16 @@
 
 import copy
 import functools
+import itertools
+import json
 import random
+import re
 import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import botocore
@@ -15,7 +20,18 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
+from hydra_trainer.eks.instances import INSTANCES, Instance, instance
+from hydra_trainer.errors import ConfigError
 from hydra_trainer.sagemaker import shapes
+from hydra_trainer.sagemaker.images import (
+    ACCOUNT,
+    REGIONS,
+    RELEASES,
+    SMP_ACCOUNT,
+    framework_of,
+    image,
+    smddp_problem,
+)
 from hydra_trainer.sagemaker.shapes import OPERATIONS, Problem, compiled, shape_problems
 
 Object = dict[str, Any]
@@ -353,3 +369,153 @@ def test_the_message_says_what_to_change(path: str, value: Any, message: str) ->
     assert problem.message == message
     assert problem.path == (path if path != "RetryStrategy" else f"{path}.MaximumRetryAttempts")
     assert problem.severity == ("warning" if "not known here" in message else "error")
+
+
+# ------------------------------------------------------------------------------------------- images
+
+
+def sdk_data(name: str) -> Object:
+    """Return what the SageMaker SDK says of the images of a framework, without importing it."""
+    spec = find_spec("sagemaker")
+    for place in (spec and spec.submodule_search_locations) or ():
+        file = Path(place, "core", "image_uri_config", f"{name}.json")
+        if file.exists():
+            return dict(json.loads(file.read_text())["training"]["versions"])
+    pytest.skip("sagemaker-core is not installed")
+
+
+def test_images_are_those_of_the_sdk() -> None:
+    old = {version: entry for version, entry in sdk_data("pytorch").items() if dated(version)}
+    new = sdk_data("pytorch-amzn2023")
+    assert sorted(RELEASES) == sorted([*old, *new])
+    for version, entry in {**old, **new}.items():
+        assert set(entry["registries"]) <= set(REGIONS)
+        for region, processor in itertools.product(REGIONS, ("gpu", "cpu")):
+            if region not in entry["registries"]:
+                with pytest.raises(ConfigError, match="only"):
+                    image(version, processor == "gpu", region)
+                continue
+            if version in old:
+                tag = f"{version}-{processor}-{entry['py_versions'][-1]}"
+            else:
+                tag = f"{entry['tag_prefix']}-{entry['container_version'][processor]}"
+            host = f"{entry['registries'][region]}.dkr.ecr.{region}.{domain(region)}"
+            found = image(version, processor == "gpu", region)
+            assert found == f"{host}/{entry['repository']}:{tag}"
+
+
+def dated(version: str) -> bool:
+    return tuple(map(int, version.split("."))) >= (2, 4)
+
+
+def domain(region: str) -> str:
+    """Return what names end with in a region, as botocore has it."""
+    for partition in Loader().load_data("partitions")["partitions"]:
+        if re.fullmatch(partition["regionRegex"], region):
+            return str(partition["outputs"]["dnsSuffix"])
+    raise AssertionError(region)
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_an_image_is_where_its_region_is(region: str) -> None:
+    found = image("2.13", True, region)
+    assert found.startswith(f"{REGIONS[region]}.dkr.ecr.{region}.{domain(region)}/pytorch:2.13-")
+    assert framework_of(found) == ("2.13", True)
+    assert framework_of(image("2.9", False, region)) == ("2.9.0", False)
+    assert shape_problems(planted(a_request(), "AlgorithmSpecification.TrainingImage", found)) == []
+
+
+def test_a_version_may_be_given_as_torch_has_it() -> None:
+    amazon = image("2.13", True, "us-east-1")
+    assert amazon == image("2.13.1", True, "us-east-1") == image("2.13.0+cu133", True, "us-east-1")
+    assert image("2.5", True, "us-east-1") == image("2.5.1", True, "us-east-1")
+    assert "2.10.0" in image("2.10", True, "us-east-1")
+
+
+@pytest.mark.parametrize(
+    ("torch", "region", "words"),
+    [
+        ("2.1", "us-east-1", "2.14. 2.10 needs quotes: 'launcher.torch=\"2.10\"'."),
+        ("2", "us-east-1", "AWS has containers for 2.4.0, "),
+        ("2.5.0", "us-east-1", "AWS has containers for 2.4.0, 2.5.1, "),
+        ("3.0", "us-east-1", "Type launcher.torch=2.14, or launcher.image="),
+        ("2.13", "us-east-9", "Did you mean 'us-east-2'?"),
+        ("2.14", "cn-north-1", "2.12, 2.13 only. Type launcher.torch=2.13."),
+        ("2.5", "eusc-de-east-1", "for 2.9.0, "),
+    ],
+)
+def test_an_image_that_is_not_there_names_those_that_are(
+    torch: str, region: str, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        image(torch, True, region)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "framework"),
+    [
+        (
+            f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com/pytorch-training:"
+            "2.10.0-gpu-py313-cu130-ubuntu22.04-sagemaker",
+            ("2.10.0", True),
+        ),
+        (f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com/pytorch:2.12-cpu-amzn2023", ("2.12", False)),
+        (f"{ACCOUNT}.dkr.ecr.us-west-2.amazonaws.com/pytorch:latest", None),
+        ("123456789012.dkr.ecr.us-west-2.amazonaws.com/pytorch:2.13-cu133", None),
+        ("pytorch/pytorch:2.13", None),
+    ],
+)
+def test_what_an_image_is(name: str, framework: tuple[str, bool] | None) -> None:
+    assert framework_of(name) == framework
+
+
+@pytest.mark.parametrize(
+    ("name", "machine", "words"),
+    [
+        ("pytorch-training:2.3.0-gpu-py311-cu121-ubuntu20.04-sagemaker", "p4d.24xlarge", None),
+        ("pytorch-training:2.0.1-gpu-py310", "p4de.24xlarge", None),
+        ("smdistributed-modelparallel:2.4.1-gpu-py311-cu121", "p4d.24xlarge", None),
+        ("own:1", "p4d.24xlarge", None),
+        ("own:1", "p5.48xlarge", "not on ml.p5.48xlarge."),
+        (
+            "pytorch-training:2.3.0-cpu-py311",
+            "p4d.24xlarge",
+            "pytorch-training:2.3.0-cpu-py311 does",
+        ),
+        ("pytorch:2.13-cu133-amzn2023-sagemaker", "p4d.24xlarge", "2.4.1-gpu-py311-cu121."),
+        ("smdistributed-modelparallel:2.8.0-gpu-py311", "p4d.24xlarge", "does not have it"),
+    ],
+)
+def test_smddp_needs_its_instances_and_images(name: str, machine: str, words: str | None) -> None:
+    account = {"smdistributed-modelparallel": SMP_ACCOUNT, "own": "1" * 12}
+    host = f"{account.get(name.split(':')[0], ACCOUNT)}.dkr.ecr.us-east-1.amazonaws.com"
+    found = smddp_problem(f"{host}/{name}", f"ml.{machine}")
+    assert (found is None) if words is None else (found is not None and words in found)
+
+
+# ----------------------------------------------------------------------------------- instance types
+
+OF_CPUS = re.compile(r"ml\.[cmrt]\d")
+RETIRED = {"ml.p2.xlarge", "ml.p2.8xlarge", "ml.p2.16xlarge"}
+"""K80: PyTorch has not been built for them since 2.0."""
+
+
+def test_every_accelerated_instance_type_is_known() -> None:
+    names = shape("TrainingInstanceType")["enum"]
+    lacking = [
+        name
+        for name in names
+        if not OF_CPUS.match(name) and name not in RETIRED and instance(name) is None
+    ]
+    assert not lacking, f"hydra_trainer/eks/instances.py lacks {', '.join(lacking)}"
+
+
+def test_what_instances_have_agrees_with_their_names() -> None:
+    assert instance("ml.p6e-gb200.36xlarge") == Instance(4, "GB200", 8, 144, 960)
+    for name, machine in INSTANCES.items():
+        if OF_CPUS.match(f"ml.{name}"):
+            assert machine[:2] == (0, ""), name
+        size = re.search(r"\.(\d+)xlarge", name)
+        if size and machine.gpu != "GB200":
+            assert machine.vcpus == 4 * int(size[1]), name
