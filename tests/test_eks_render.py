@@ -317,3 +317,12 @@ def test_mistakes_in_mounts_are_reported_together() -> None:
     assert "storage.mounts.data.kind is 'fsz'" in str(caught.value)
     assert "Did you mean 'fsx'?" in str(caught.value)
     assert "storage.mounts.output.path is 'mnt'" in str(caught.value)
+
+
+def test_a_run_anew_is_the_same_job_that_sets_the_last_one_aside() -> None:
+    spec, options = job()
+    again = manifests.manifests(replace(spec, again=True), options)["items"][-1]
+    once = manifests.manifests(spec, options)["items"][-1]
+    assert again["metadata"] == once["metadata"]
+    words = again["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    assert "--again" in words["command"]

@@ -76,6 +76,7 @@ def _digest(items: list[dict[str, Any]]) -> str:
     # README, makes no other job.
     sent = [item["metadata"]["name"] if item.get("immutable") else item for item in items]
     text = json.dumps(sent, sort_keys=True, separators=(",", ":"))
+    text = text.replace('"--again",', "")  # a second run of the same is the same job
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -158,6 +159,7 @@ def _config_map(job: JobSpec, options: Options, name: str) -> dict[str, Any]:
         "run": {**job.config["run"], "dir": pod.run_dir(job)},
         # How it was sent is none of the worker's business, and not the same in each sitting.
         "launcher": {"_target_": job.config["launcher"]["_target_"]},
+        "again": False,
     }
     text = "".join(_section(json.dumps({key: value})) for key, value in config.items())
     return {

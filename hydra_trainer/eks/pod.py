@@ -109,6 +109,7 @@ def command(job: JobSpec, options: Options, mounts: list[Mount]) -> list[str]:
         f"--grace={max(options.grace - MARGIN, 1)}",
         f"--report={REPORT}",
         f"--run-dir={_path(run_dir(job), mounts)}",
+        *(["--again"] if options.again or job.again else []),
         *([f"--code={bundled}", f"--work={WORK}/code"] if bundled else []),
         *(f"--pip={requirement}" for requirement in code["pip"]),
         f"{JOB}/config.yaml",

@@ -59,17 +59,17 @@ class Account:
                 "launcher=sagemaker needs boto3. Type pip install 'hydra-trainer[sagemaker]'."
             ) from None
         keys = {"aws_access_key_id": "embedded", "aws_secret_access_key": "embedded"}
-        with _explained():
-            self._session = boto3.Session(region_name=region, **(keys if endpoint else {}))
+        with explained():
+            self.session = boto3.Session(region_name=region, **(keys if endpoint else {}))
         self._endpoint = endpoint
         self._clients: dict[str, Any] = {}
         self._there: set[str] = set()
-        if self._session.region_name is None:
+        if self.session.region_name is None:
             raise LaunchError(
                 "launcher.region has no value, and your AWS configuration names no region. Type "
                 "launcher.region=us-east-1, or aws configure set region us-east-1."
             )
-        self.region = str(self._session.region_name)
+        self.region = str(self.session.region_name)
 
     def client(self, service: str) -> Any:
         """Return boto3's client for a service: one for all calls, so that it learns its rate."""
@@ -79,8 +79,8 @@ class Account:
             retries = {"mode": "adaptive", "total_max_attempts": TRIES}
             style = {"addressing_style": "path"} if self._endpoint else {}
             config = Config(retries=retries, s3=style, connect_timeout=10, max_pool_connections=20)
-            with _explained():
-                self._clients[service] = self._session.client(
+            with explained():
+                self._clients[service] = self.session.client(
                     service, endpoint_url=self._endpoint, config=config
                 )
         return self._clients[service]
@@ -89,22 +89,15 @@ class Account:
 
     def create(self, request: Object) -> None:
         """Create a training job. Raises InUse when there is one of that name."""
-        from botocore.exceptions import ClientError
-
         client = self.client("sagemaker")
-        with _explained():
-            try:
-                client.create_training_job(**request)
-            except ClientError as error:
-                if error.response["Error"]["Code"] == "ResourceInUse":
-                    raise InUse(str(error.response["Error"]["Message"])) from None
-                raise
+        with explained():
+            client.create_training_job(**request)
 
     def describe(self, name: str) -> Object | None:
         """Return what there is to know of a job; None where there is none."""
         client = self.client("sagemaker")
         try:
-            with _explained():
+            with explained():
                 found: Object = client.describe_training_job(TrainingJobName=name)
         except Refused as error:
             if error.code == "ValidationException" and "not found" in str(error).lower():
@@ -118,7 +111,7 @@ class Account:
         """Ask a job to stop. One that has ended stays as it is."""
         client = self.client("sagemaker")
         try:
-            with _explained():
+            with explained():
                 client.stop_training_job(TrainingJobName=name)
         except Refused as error:
             if error.code != "ValidationException":
@@ -137,7 +130,7 @@ class Account:
     def page(self, **filters: Any) -> Object:
         """Return one page of at most 100 summaries, the newest first."""
         client = self.client("sagemaker")
-        with _explained():
+        with explained():
             found: Object = client.list_training_jobs(
                 SortBy="CreationTime", SortOrder="Descending", MaxResults=100, **filters
             )
@@ -145,7 +138,7 @@ class Account:
 
     def tags(self, arn: str) -> dict[str, str]:
         client = self.client("sagemaker")
-        with _explained():
+        with explained():
             found = client.list_tags(ResourceArn=arn)["Tags"]
         return {tag["Key"]: tag["Value"] for tag in found}
 
@@ -153,10 +146,11 @@ class Account:
 
     def streams(self, name: str) -> list[str]:
         """Return the log streams of a job, the oldest first: one for each start of an instance."""
-        client, found, token = self.client("logs"), [], {}
+        client, found = self.client("logs"), []
+        token: Object = {}
         while True:
             try:
-                with _explained():
+                with explained():
                     page = client.describe_log_streams(
                         logGroupName=LOGS, logStreamNamePrefix=f"{name}/", **token
                     )
@@ -176,7 +170,7 @@ class Account:
         """Return the next events of a stream, and the token for those after them."""
         client = self.client("logs")
         after = {"nextToken": token} if token else {}
-        with _explained():
+        with explained():
             page = client.get_log_events(
                 logGroupName=LOGS, logStreamName=stream, startFromHead=True, **after
             )
@@ -185,7 +179,7 @@ class Account:
     def last(self, stream: str, count: int) -> list[str]:
         """Return the last lines of a stream."""
         client = self.client("logs")
-        with _explained():
+        with explained():
             page = client.get_log_events(
                 logGroupName=LOGS, logStreamName=stream, startFromHead=False, limit=count
             )
@@ -199,7 +193,7 @@ class Account:
             return
         bucket, key = _place(uri)
         client = self.client("s3")
-        with _explained():
+        with explained():
             client.put_object(Bucket=bucket, Key=key, Body=content)
         if once:
             self._there.add(uri)
@@ -208,7 +202,7 @@ class Account:
         bucket, key = _place(uri)
         client = self.client("s3")
         try:
-            with _explained():
+            with explained():
                 client.head_object(Bucket=bucket, Key=key)
         except Refused as error:
             # Without s3:ListBucket, S3 answers 403 for what is not there.
@@ -222,7 +216,7 @@ class Account:
         """Return a JSON object of S3; None where there is none, or none that may be read."""
         bucket, key = _place(uri)
         client = self.client("s3")
-        with contextlib.suppress(LaunchError, ValueError), _explained():
+        with contextlib.suppress(LaunchError, ValueError), explained():
             body = client.get_object(Bucket=bucket, Key=key)["Body"].read()
             found = json.loads(body)
             return found if isinstance(found, dict) else None
@@ -231,7 +225,7 @@ class Account:
     def make_bucket(self, uri: str) -> None:
         """Make the bucket of a place: the embedded service has none by itself."""
         client = self.client("s3")
-        with _explained():
+        with explained():
             client.create_bucket(Bucket=_place(uri)[0])
 
 
@@ -244,7 +238,7 @@ def _place(uri: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Say what an error of botocore means, and what to type."""
     from botocore import exceptions
 
@@ -281,6 +275,8 @@ def _explained() -> Iterator[None]:
 
 def _explain(found: dict[str, str], operation: str) -> NoReturn:
     code, message = str(found.get("Code", "")), str(found.get("Message", ""))
+    if code == "ResourceInUse":
+        raise InUse(message)
     if code in EXPIRED:
         raise Refused(f"AWS does not accept your login ({code}: {message}): {LOG_IN}.", code)
     if code in DENIED or (code == "403" and operation != "HeadObject"):

@@ -14,8 +14,10 @@ ENDED = {
     "Stopped": JobState.CANCELLED,
 }
 
-WAITING = ("Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack")
-WAITING += ("DownloadingTrainingImage", "Interrupted", "Restarting")
+WAITING = frozenset(
+    {"Starting", "Pending", "LaunchingMLInstances", "PreparingTrainingStack"}
+    | {"DownloadingTrainingImage", "Interrupted", "Restarting"}
+)
 """Secondary states in which no code of ours runs."""
 
 OVERDUE = {
