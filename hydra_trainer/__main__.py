@@ -17,6 +17,8 @@ VERBS = {
     "wait": "return when a job has ended, with its exit code",
     "cancel": "ask a job to save and stop",
     "list": "list the jobs that were started from here",
+    "diff": "say what differs between two jobs, and whether it could change the training",
+    "storage": "find the file system behind a claim of a cluster: storage resolve --claim NAME",
 }
 
 
@@ -53,8 +55,23 @@ def _parser(name: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"hydra-trainer {name}", description=VERBS[name])
     if name == "list":
         parser.add_argument(
-            "place", nargs="?", default="runs", help="a folder of runs, or eks://CONTEXT/NAMESPACE"
+            "place",
+            nargs="?",
+            default="runs",
+            help="a folder of runs, eks://CONTEXT/NAMESPACE or sagemaker://REGION",
         )
+        return parser
+    if name == "diff":
+        words = "overrides in quotes, as one would type them: 'launcher=eks resources.nodes=2'"
+        parser.add_argument("left", help=words)
+        parser.add_argument("right", help="the same, of the other job")
+        return parser
+    if name == "storage":
+        parser.add_argument("what", choices=["resolve"])
+        parser.add_argument("--claim", required=True, help="a PersistentVolumeClaim")
+        parser.add_argument("--context", help="of the kubeconfig; without it, the current one")
+        parser.add_argument("--namespace", help="without it, the context's")
+        parser.add_argument("--mount", default="output", help="the mount of the config it is for")
         return parser
     parser.add_argument("job", help="its run directory or its handle, as it was printed")
     if name == "logs":
@@ -107,6 +124,20 @@ def _cancel(options: argparse.Namespace) -> int:
         print(f"It had ended: {_line(before)}")
     else:
         print(f"Asked to save and stop. To see it end: hydra-trainer wait {handle}")
+    return DONE
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from .compare import diff
+
+    print(diff(options.left, options.right))
+    return DONE
+
+
+def _storage(options: argparse.Namespace) -> int:
+    from .sagemaker.claims import resolve
+
+    print(resolve(options.claim, options.mount, options.context, options.namespace))
     return DONE
 
 

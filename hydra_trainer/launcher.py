@@ -70,6 +70,12 @@ class Launcher(Protocol):
         Raises ConfigError when this place cannot run the job.
         """
 
+    def facts(self, job: JobSpec) -> dict[str, str]:
+        """Return what this place decides that could change the training: for `hydra-trainer diff`.
+
+        `processes`, `machine`, `image`, and a key for each variable of the environment.
+        """
+
     def preflight(self, job: JobSpec) -> bool:
         """Print what speaks for and against a submit now. Returns whether the job would run."""
 
@@ -110,6 +116,22 @@ def run(launcher: Launcher, job: JobSpec) -> tuple[JobHandle, JobStatus]:
     if launcher.elsewhere:
         record(Path(job.output), handle, status)
     return handle, status
+
+
+def facts(job: JobSpec, machine: str, image: str, env: dict[str, str]) -> dict[str, str]:
+    """Return `Launcher.facts` of a job whose resources are what the place gives it."""
+    needed = job.resources
+    count = f"{needed.nodes} x {needed.processes_per_node} = {needed.world_size}"
+    device = "GPU" if needed.gpus_per_node else "CPU"
+    harmless = ("HOME", "PYTHONUNBUFFERED", "HYDRA_TRAINER_")
+    own = {key: value for key, value in env.items() if not key.startswith(harmless)}
+    return {
+        "processes": count,
+        "device": device,
+        "machine": machine,
+        "image": image,
+        **{f"env.{key}": str(value) for key, value in own.items()},
+    }
 
 
 def text(manifests: dict[str, Any], language: str = "yaml") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra_trainer import delivery, launcher
-from hydra_trainer.eks import manifests, marks
+from hydra_trainer.eks import manifests, marks, pod
 from hydra_trainer.eks.options import PLACEHOLDER, Options
 from hydra_trainer.eks.seen import label
 from hydra_trainer.errors import ConfigError, LaunchError
@@ -75,6 +75,12 @@ class EksLauncher(Options):
         if problems:
             raise ConfigError(problems)
         return found
+
+    def facts(self, job: JobSpec) -> dict[str, str]:
+        """Return what of the training is decided here: processes, machine, image, environment."""
+        machine = job.resources.instance_type or "any node"
+        env = pod.environment(job, self)
+        return launcher.facts(job, machine, self.image or "", env)
 
     # ----------------------------------------------------------------------------------- submit
 

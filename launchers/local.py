@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 import yaml
 
+from hydra_trainer import launcher
 from hydra_trainer.bootstrap import read_json
 from hydra_trainer.config import NOT_TRAINING, get, without
 from hydra_trainer.errors import ConfigError, LaunchError
@@ -64,6 +65,10 @@ class LocalLauncher:
     def reaching(cls, handle: JobHandle) -> "LocalLauncher":
         """Return a launcher for a run of this machine."""
         return cls()
+
+    def facts(self, job: JobSpec) -> dict[str, str]:
+        """Return what of the training is decided here."""
+        return launcher.facts(job, "this machine", "this Python", dict(job.env))
 
     def render(self, job: JobSpec) -> dict[str, Any]:
         """Return the command and the configuration of the job."""

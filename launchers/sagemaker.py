@@ -66,6 +66,13 @@ class SagemakerLauncher(Options):
             raise ConfigError(problems)
         return made
 
+    def facts(self, job: JobSpec) -> dict[str, str]:
+        """Return what of the training is decided here: processes, machine, image, environment."""
+        whole = request.whole_instances(job, self)
+        machine = ", ".join(name.removeprefix("ml.") for name in request.types(whole, self))
+        env = self.render(job)["Environment"]
+        return launcher.facts(whole, machine, request.image(whole, self), env)
+
     # ----------------------------------------------------------------------------------- submit
 
     def preflight(self, job: JobSpec) -> bool:

@@ -27,6 +27,8 @@ TOGETHER = {
     "rack": "topology.k8s.aws/network-node-layer-3",  # the network node next to the instance
 }
 
+OWN_ENV = {"HOME": WORK, "PYTHONUNBUFFERED": "1"}
+
 CLAIMED = ("efs", "fsx", "s3", "pvc")
 
 
@@ -248,15 +250,20 @@ def code_name(job: JobSpec) -> str:
 
 
 def _env(job: JobSpec, options: Options, mounts: list[Mount]) -> list[dict[str, Any]]:
-    plain = {"HOME": WORK, "PYTHONUNBUFFERED": "1"}
-    plain |= {variable(mount.name): mount.path for mount in mounts}
+    places = {variable(mount.name): mount.path for mount in mounts}
+    plain = {**OWN_ENV, **places, **environment(job, options)}
+    found: list[dict[str, Any]] = [{"name": k, "value": _literal(v)} for k, v in plain.items()]
+    return found + [_secret(key, place) for key, place in options.secrets.items()]
+
+
+def environment(job: JobSpec, options: Options) -> dict[str, str]:
+    """Return the variables of the pods, but for where mounts are and for secrets."""
+    plain = dict(OWN_ENV)
     if job.resources.gpus_per_node and job.resources.nodes > 1:
         # What AWS recommends for EFA is to set nothing else; loopback and docker's bridge lead
         # nowhere.
         plain |= {"NCCL_DEBUG": "WARN", "NCCL_SOCKET_IFNAME": "^lo,docker0"}
-    plain |= {**job.env, **options.env}
-    found: list[dict[str, Any]] = [{"name": k, "value": _literal(v)} for k, v in plain.items()]
-    return found + [_secret(key, place) for key, place in options.secrets.items()]
+    return {**plain, **job.env, **options.env}
 
 
 def _literal(value: Any) -> str:

@@ -85,6 +85,13 @@ class Account:
                 )
         return self._clients[service]
 
+    def call(self, service: str, operation: str, **words: Any) -> Object:
+        """Call an operation of any service, in boto3's words. Raises Refused, LaunchError."""
+        client = self.client(service)
+        with explained():
+            found: Object = getattr(client, operation)(**words)
+        return found
+
     # --------------------------------------------------------------------------------- SageMaker
 
     def create(self, request: Object) -> None:

@@ -6,7 +6,7 @@ an upgrade of botocore, make it again:
 
     python -m hydra_trainer.sagemaker.shapes
 
-The messages go after the path of a field: `ResourceConfig.InstanceCount is "2", but must be ...`.
+Messages are sentences that go on from the path: `ResourceConfig.InstanceCount is "2", but must ...`
 """
 
 import functools
@@ -50,7 +50,12 @@ def shape_problems(request: Any, operation: str = "CreateTrainingJob") -> list[P
     Paths are `InputDataConfig[3].ChannelName`, and `Environment[A-B]` for an entry of a map. An
     instance type that is not known is of severity "warning": the service may be newer than this.
     """
-    return _problems(model()["operations"][operation], request)
+    found = _problems(model()["operations"][operation], request)
+    return [problem._replace(message=_sentence(problem.message)) for problem in found]
+
+
+def _sentence(message: str) -> str:
+    return message if message.endswith((".", "?")) else f"{message}."
 
 
 @functools.cache
@@ -112,7 +117,31 @@ def _string(name: str, shape: Shape, value: str) -> list[Problem]:
     pattern = shape.get("pattern")
     if pattern is None or compiled(pattern).fullmatch(value):
         return NONE
+    if name == "RoleArn":
+        return [Problem("", f"is {shown(value)}: {_role_fault(value)}")]
     return _wrong(value, PLAIN_WORDS.get(name) or PLAIN_WORDS.get(pattern) or f"like {pattern}")
+
+
+def _role_fault(arn: str) -> str:
+    """Return what the ARN of a role has wrong: the pattern alone would not help."""
+    parts = arn.split(":")
+    if len(parts) != 6 or parts[0] != "arn":
+        return f"it is no ARN, such as {ROLE}"
+    _, partition, service, region, account, resource = parts
+    kind, _, name = resource.partition("/")
+    if service == "sts":
+        return f"it is that of a session, but must be that of the role itself, such as {ROLE}"
+    if service != "iam" or not partition.startswith("aws"):
+        return f"it is of {partition}:{service}, but a role is of aws:iam"
+    if region:
+        return f"a role is in no region, but this is in {region}"
+    if not re.fullmatch(r"[0-9]{12}", account):
+        return (
+            f"its account is {account!r}, but must have 12 digits; it has {len(account)} characters"
+        )
+    if kind != "role":
+        return f"it is that of a {kind}, but must be that of a role, such as {ROLE}"
+    return f"the name of the role is {name!r}, but must be letters, digits and any of _+=,.@-/"
 
 
 def _not_one_of(name: str, known: list[str], value: str) -> list[Problem]:
@@ -187,6 +216,7 @@ TYPES = {
 }
 
 NO_BREAKS = "without line breaks"
+ROLE = "arn:aws:iam::123456789012:role/training"
 
 PLAIN_WORDS = {
     ".*": NO_BREAKS,
@@ -195,7 +225,6 @@ PLAIN_WORDS = {
     "ExperimentEntityName": "letters and digits, with hyphens between them",
     "ChannelName": "letters, digits, '.', '-' and '_'",
     "TrainingEnvironmentKey": "letters, digits and '_', and not begin with a digit",
-    "RoleArn": "the ARN of a role, such as arn:aws:iam::123456789012:role/training",
     "S3Uri": "a place in S3, such as s3://bucket/prefix",
     "FileSystemId": "the id of a file system, such as fs-0123456789abcdef0",
     "SubnetId": "the id of a subnet, such as subnet-0123456789abcdef0",
