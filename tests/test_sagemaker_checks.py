@@ -1,6 +1,7 @@
 """The offline checks of launcher=sagemaker: fields, rules across them, images, instance types."""
 
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -21,8 +22,9 @@ from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
 from hydra_trainer.eks.instances import INSTANCES, Instance, instance
+from hydra_trainer.eks.shapes import shown
 from hydra_trainer.errors import ConfigError
-from hydra_trainer.sagemaker import shapes
+from hydra_trainer.sagemaker import rules, shapes
 from hydra_trainer.sagemaker.images import (
     ACCOUNT,
     REGIONS,
@@ -32,6 +34,9 @@ from hydra_trainer.sagemaker.images import (
     image,
     smddp_problem,
 )
+from hydra_trainer.sagemaker.options import Options
+from hydra_trainer.sagemaker.request import CODE, CONFIG
+from hydra_trainer.sagemaker.rules import key_of, rule_problems
 from hydra_trainer.sagemaker.shapes import OPERATIONS, Problem, compiled, shape_problems
 
 Object = dict[str, Any]
@@ -169,7 +174,7 @@ def string_faults(node: Object, path: str) -> Iterator[Fault]:
     if "max" in node:
         yield path, "a" * (node["max"] + 1), f"it has {node['max'] + 1}"
     fits = [text for text in BAD if of_length(text, node.get("min", 0), node.get("max", 10**6))]
-    yield from [(path, text, "but must be") for text in fits if not accepted(node, text)][:1]
+    yield from [(path, text, f"is {shown(text)}") for text in fits if not accepted(node, text)][:1]
 
 
 def planted(request: Object, path: str, value: Any) -> Object:
@@ -328,6 +333,9 @@ def a_request() -> Object:
     }
 
 
+AN_ARN = "ARN, such as arn:aws:iam::123456789012:role/training"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -362,13 +370,481 @@ def a_request() -> Object:
         ("StoppingCondition.MaxRuntimeInSeconds", 0, "is 0, but must be at least 1"),
         ("ResourceConfig.KeepAlivePeriodInSeconds", 21601, "is 21601, but must be at most 21600"),
         ("Tags", [{"Key": "a", "Value": "b"}] * 51, "has 51 items, but must have at most 50"),
+        (
+            "RoleArn",
+            "training-role-of-the-team",
+            f'is "training-role-of-the-team": it is no {AN_ARN}',
+        ),
+        (
+            "RoleArn",
+            "arn:aws:iam::12345678901:role/x",
+            "is \"arn:aws:iam::12345678901:role/x\": its account is '12345678901', but must have "
+            "12 digits; it has 11 characters",
+        ),
+        (
+            "RoleArn",
+            "arn:aws:iam::123456789012:user/ada",
+            'is "arn:aws:iam::123456789012:user/ada": it is that of a user, but must be that of a '
+            f"role, {AN_ARN[5:]}",
+        ),
+        (
+            "RoleArn",
+            "arn:aws:sts::123456789012:assumed-role/training/ada",
+            'is "arn:aws:sts::123456789012:assumed-role/training/ada": it is that of a session, '
+            f"but must be that of the role itself, {AN_ARN[5:]}",
+        ),
+        (
+            "RoleArn",
+            "arn:aws:s3:::bucket/role/training",
+            'is "arn:aws:s3:::bucket/role/training": it is of aws:s3, but a role is of aws:iam',
+        ),
+        (
+            "RoleArn",
+            "arn:aws:iam:us-east-1:123456789012:role/x",
+            'is "arn:aws:iam:us-east-1:123456789012:role/x": a role is in no region, but this '
+            "is in us-east-1",
+        ),
+        (
+            "RoleArn",
+            "arn:aws:iam::123456789012:role/x y",
+            "is \"arn:aws:iam::123456789012:role/x y\": the name of the role is 'x y', but must be "
+            "letters, digits and any of _+=,.@-/",
+        ),
     ],
 )
 def test_the_message_says_what_to_change(path: str, value: Any, message: str) -> None:
     (problem,) = shape_problems(planted(a_request(), path, value))
-    assert problem.message == message
+    assert problem.message == (message if message.endswith("?") else f"{message}.")
     assert problem.path == (path if path != "RetryStrategy" else f"{path}.MaximumRetryAttempts")
     assert problem.severity == ("warning" if "not known here" in message else "error")
+
+
+# -------------------------------------------------------------------------------------------- rules
+
+
+def changed(changes: Object) -> Object:
+    """Return an ordinary request with changes: a path, and what is there instead (... for none)."""
+    made = a_request()
+    for path, value in changes.items():
+        made = planted(made, path, value)
+    return made
+
+
+def disk(**fields: Any) -> Object:
+    source = {
+        "FileSystemId": "fs-0123456789abcdef0",
+        "FileSystemType": "FSxLustre",
+        "FileSystemAccessMode": "rw",
+        "DirectoryPath": "/fsx/data",
+    }
+    return {
+        "ChannelName": "data",
+        "DataSource": {"FileSystemDataSource": source | fields},
+    }
+
+
+def bucket(name: str, **fields: Any) -> Object:
+    source = {"S3DataType": "S3Prefix", "S3Uri": "s3://bucket/data", **fields}
+    return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
+
+
+def group(name: str, kind: str = "ml.g5.xlarge", number: int = 1) -> Object:
+    return {"InstanceGroupName": name, "InstanceType": kind, "InstanceCount": number}
+
+
+VPC = {"Subnets": ["subnet-0123456789abcdef0"], "SecurityGroupIds": ["sg-0123456789abcdef0"]}
+SPOT: Object = {
+    "EnableManagedSpotTraining": True,
+    "StoppingCondition": {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 7200},
+}
+NO_TYPE: Object = {"ResourceConfig.InstanceType": ..., "ResourceConfig.InstanceCount": ...}
+GROUPS: Object = {**NO_TYPE, "ResourceConfig.InstanceGroups": [group("a"), group("b")]}
+CHOICE = [{"InstanceType": "ml.p5.48xlarge"}, {"InstanceType": "ml.p4d.24xlarge"}]
+CHOICES: Object = {
+    "ResourceConfig.InstanceType": ...,
+    "ResourceConfig.InstancePreferences": CHOICE,
+}
+PLAN = "arn:aws:sagemaker:us-east-1:123456789012:training-plan/plan"
+
+RIGHT: dict[str, Object] = {
+    "ordinary": {},
+    "spot": SPOT,
+    "spot on a disk": {
+        **SPOT,
+        "CheckpointConfig": ...,
+        "InputDataConfig": [disk()],
+        "VpcConfig": VPC,
+    },
+    "spot with as long to wait": {**SPOT, "StoppingCondition.MaxWaitTimeInSeconds": 3600},
+    "efs": {"InputDataConfig": [disk(FileSystemType="EFS", DirectoryPath="/")], "VpcConfig": VPC},
+    "groups": GROUPS,
+    "data for a group": {
+        **GROUPS,
+        "InputDataConfig": [bucket("data", InstanceGroupNames=["b"])],
+    },
+    "choices": CHOICES,
+    "choices with counts": {
+        **NO_TYPE,
+        "ResourceConfig.InstancePreferences": [{**one, "InstanceCount": 2} for one in CHOICE],
+    },
+    "warm": {"ResourceConfig.KeepAlivePeriodInSeconds": 3600},
+    "plan": {"ResourceConfig.TrainingPlanArn": PLAN},
+    "a disk of its own": {"ResourceConfig.VolumeSizeInGB": ...},
+    "an encrypted volume": {
+        "ResourceConfig.InstanceType": "ml.m5.xlarge",
+        "ResourceConfig.VolumeKmsKeyId": "alias/key",
+    },
+    "a type that is new": {"ResourceConfig.InstanceType": "ml.q1.xlarge"},
+    "an image of one's own": {
+        "AlgorithmSpecification.TrainingImage": (
+            "123456789012.dkr.ecr.cn-north-1.amazonaws.com.cn/team/train@sha256:" + "0" * 64
+        )
+    },
+    "a registry in the VPC": {
+        "AlgorithmSpecification.TrainingImage": "registry.corp/train:1",
+        "AlgorithmSpecification.TrainingImageConfig": {"TrainingRepositoryAccessMode": "Vpc"},
+    },
+    "regular expressions of Java": {
+        "AlgorithmSpecification.MetricDefinitions[0].Regex": r"(?:a|b)\p{Space}(?<value>[0-9]++)"
+    },
+    "an access point": {
+        "OutputDataConfig.S3OutputPath": "s3://arn:aws:s3:us-east-1:1:accesspoint/x"
+    },
+    "an algorithm of the marketplace": {
+        "AlgorithmSpecification": {"AlgorithmName": "algorithm", "TrainingInputMode": "File"}
+    },
+    "serverless": {
+        "ServerlessJobConfig": full("ServerlessJobConfig"),
+        "ResourceConfig": ...,
+        "StoppingCondition": ...,
+        "AlgorithmSpecification": ...,
+    },
+}
+
+
+@pytest.mark.parametrize("changes", RIGHT.values(), ids=RIGHT)
+def test_a_request_that_is_right(changes: Object) -> None:
+    request = changed(changes)
+    assert rule_problems(request) == []
+    assert errors(shape_problems(request)) == []
+
+
+METRIC = "AlgorithmSpecification.MetricDefinitions"
+SOURCE = "InputDataConfig[0].DataSource"
+IMAGE = "AlgorithmSpecification.TrainingImage"
+RESOURCES = "ResourceConfig"
+WAIT = "StoppingCondition.MaxWaitTimeInSeconds"
+
+WRONG: list[tuple[Object, str, str]] = [
+    ({"ResourceConfig": ...}, "ResourceConfig", "is required unless the job is serverless"),
+    ({"StoppingCondition": ...}, "StoppingCondition", "is missing"),
+    ({"AlgorithmSpecification": ...}, "AlgorithmSpecification", "is missing"),
+    # the container
+    ({IMAGE: ...}, "AlgorithmSpecification", "has no TrainingImage"),
+    ({"AlgorithmSpecification.AlgorithmName": "a"}, "AlgorithmSpecification", "has both"),
+    ({IMAGE: "pytorch/pytorch:2.13"}, IMAGE, "type launcher.image=ACCOUNT.dkr.ecr"),
+    ({IMAGE: "public.ecr.aws/deep-learning-containers/pytorch:2.13"}, IMAGE, "from Amazon ECR"),
+    ({f"{RESOURCES}.InstanceType": "ml.p6e-gb200.36xlarge"}, f"{RESOURCES}.InstanceType", "? ARM"),
+    ({f"{METRIC}[0].Regex": "loss=(x"}, f"{METRIC}[0].Regex", "it is no regular expression ("),
+    ({f"{METRIC}[0].Regex": "loss=x"}, f"{METRIC}[0].Regex", "is the value, but has none"),
+    ({f"{METRIC}[0].Regex": "(a)(b)"}, f"{METRIC}[0].Regex", "but has 2 groups (write (?:...)"),
+    (
+        {METRIC: [{"Name": "loss", "Regex": "(a)"}, {"Name": "loss", "Regex": "(b)"}]},
+        f"{METRIC}[1].Name",
+        'is "loss", which there is already',
+    ),
+    # data
+    (
+        {"InputDataConfig": [bucket("a"), bucket("b"), bucket("a")]},
+        "InputDataConfig[2].ChannelName",
+        'is "a", which an earlier channel is called',
+    ),
+    (
+        {"InputDataConfig": [disk()]},
+        f"{SOURCE}.FileSystemDataSource",
+        "Type 'launcher.subnets=[subnet-...]' 'launcher.security_groups=[sg-...]'.",
+    ),
+    ({SOURCE: {}}, SOURCE, "is empty, but must have one of S3DataSource, FileSystemDataSource"),
+    (
+        {
+            "InputDataConfig": [disk(DirectoryPath="data")],
+            "VpcConfig": VPC,
+        },
+        f"{SOURCE}.FileSystemDataSource.DirectoryPath",
+        'is "data", but must begin with /.',
+    ),
+    (
+        {"InputDataConfig": [disk(DirectoryPath="/")], "VpcConfig": VPC},
+        f"{SOURCE}.FileSystemDataSource.DirectoryPath",
+        "aws fsx describe-file-systems tells it (MountName).",
+    ),
+    (
+        {f"{SOURCE}.DatasetSource": full("DatasetSource")},
+        SOURCE,
+        "has S3DataSource and DatasetSource, but must have one",
+    ),
+    (
+        {**GROUPS, "InputDataConfig": [bucket("data", InstanceGroupNames=["a", "aa"])]},
+        f"{SOURCE}.S3DataSource.InstanceGroupNames[1]",
+        "is \"aa\", but there are a, b. Did you mean 'a'?",
+    ),
+    (
+        {"InputDataConfig": [bucket("data", InstanceGroupNames=["a"])]},
+        f"{SOURCE}.S3DataSource.InstanceGroupNames[0]",
+        "there are no InstanceGroups",
+    ),
+    (
+        {"OutputDataConfig.S3OutputPath": "https://bucket.s3.amazonaws.com/x"},
+        "OutputDataConfig.S3OutputPath",
+        "must begin with s3://",
+    ),
+    ({"CheckpointConfig.S3Uri": "s3://My_Bucket/x"}, "CheckpointConfig.S3Uri", "lower case"),
+    (
+        {"InputDataConfig": [bucket("data", S3Uri="https://bucket/x")]},
+        f"{SOURCE}.S3DataSource.S3Uri",
+        "must begin with s3://",
+    ),
+    *[
+        ({"CheckpointConfig.LocalPath": place}, "CheckpointConfig.LocalPath", words)
+        for place, words in {
+            "checkpoints": "must begin with /",
+            "/opt/ml/input/data/code": "SageMaker's input is in /opt/ml/input",
+            "/opt/ml": "SageMaker's input is in /opt/ml/input",
+            "/": "SageMaker's input is in /opt/ml/input",
+            "/opt/ml/model/checkpoints": "? sent to S3 at the end as well",
+        }.items()
+    ],
+    # the network
+    (
+        {"VpcConfig": {**VPC, "Subnets": VPC["SecurityGroupIds"]}},
+        "VpcConfig.Subnets[0]",
+        'is "sg-0123456789abcdef0", but must begin with subnet-.',
+    ),
+    (
+        {"VpcConfig": {**VPC, "SecurityGroupIds": ["default"]}},
+        "VpcConfig.SecurityGroupIds[0]",
+        'is "default", but must begin with sg-.',
+    ),
+    (
+        {"EnableNetworkIsolation": True, "MlflowConfig": full("MlflowConfig")},
+        "MlflowConfig",
+        "Type launcher.network_isolation=false or launcher.mlflow=null.",
+    ),
+    # tags, secrets
+    ({"Tags": [{"Key": "AWS:x", "Value": ""}]}, "Tags[0].Key", "begin with aws: are AWS's own"),
+    (
+        {"Tags": [{"Key": "a", "Value": "1"}, {"Key": "a", "Value": "2"}]},
+        "Tags[1].Key",
+        'is "a", which there is already.',
+    ),
+    ({"Environment.KEY": "AKIA" + "A" * 16}, "Environment[KEY]", "looks like a credential"),
+    ({"Environment.WANDB_API_KEY": "0" * 40}, "Environment[WANDB_API_KEY]", "? may be a secret"),
+    (
+        {"HyperParameters": {"token": "hf_" + "a" * 30}},
+        "HyperParameters[token]",
+        "which launcher.role lets the code read.",
+    ),
+    # instances
+    (NO_TYPE, RESOURCES, "has no InstanceType. Type resources.instance_type="),
+    (
+        {f"{RESOURCES}.InstanceCount": ...},
+        f"{RESOURCES}.InstanceCount",
+        "is missing. Type resources.nodes=1.",
+    ),
+    ({f"{RESOURCES}.InstanceCount": 0}, f"{RESOURCES}.InstanceCount", "must be at least 1."),
+    (
+        {f"{RESOURCES}.InstanceGroups": [group("a")], f"{RESOURCES}.InstanceCount": ...},
+        f"{RESOURCES}.InstanceGroups",
+        "Leave out launcher.instance_groups or resources.instance_type.",
+    ),
+    (
+        {f"{RESOURCES}.InstancePreferences": CHOICE},
+        f"{RESOURCES}.InstancePreferences",
+        "Leave out launcher.instance_preferences or resources.instance_type.",
+    ),
+    ({**GROUPS, f"{RESOURCES}.InstanceCount": 2}, f"{RESOURCES}.InstanceCount", "have their own"),
+    (
+        {**GROUPS, f"{RESOURCES}.InstanceGroups": [group("a"), group("a")]},
+        f"{RESOURCES}.InstanceGroups[1].InstanceGroupName",
+        'is "a", which an earlier group is called.',
+    ),
+    (
+        {**GROUPS, f"{RESOURCES}.InstanceGroups": [group("a", number=0)]},
+        f"{RESOURCES}.InstanceGroups[0].InstanceCount",
+        "must be at least 1",
+    ),
+    (
+        {**GROUPS, f"{RESOURCES}.KeepAlivePeriodInSeconds": 60},
+        f"{RESOURCES}.KeepAlivePeriodInSeconds",
+        "Type launcher.keep_alive=null.",
+    ),
+    *[
+        ({f"{RESOURCES}.{key}": value}, f"{RESOURCES}.{key}", "is for SageMaker to tell")
+        for key, value in {
+            "SelectedInstanceType": "ml.g5.xlarge",
+            "SelectedInstanceCount": 1,
+        }.items()
+    ],
+    (
+        {**CHOICES, f"{RESOURCES}.InstancePreferences": [*CHOICE, CHOICE[0]]},
+        f"{RESOURCES}.InstancePreferences[2].InstanceType",
+        'is "ml.p5.48xlarge", which there is already.',
+    ),
+    (
+        {**CHOICES, f"{RESOURCES}.InstancePreferences": [{**CHOICE[0], "InstanceCount": 1}]},
+        f"{RESOURCES}.InstanceCount",
+        "is there, but InstancePreferences have their own.",
+    ),
+    (
+        {
+            **CHOICES,
+            f"{RESOURCES}.InstanceCount": ...,
+            f"{RESOURCES}.InstancePreferences": [{**CHOICE[0], "InstanceCount": 1}, CHOICE[1]],
+        },
+        f"{RESOURCES}.InstancePreferences",
+        "must all have an InstanceCount",
+    ),
+    (
+        {**CHOICES, f"{RESOURCES}.InstancePlacementConfig": {}},
+        f"{RESOURCES}.InstancePlacementConfig",
+        "cannot be beside InstancePreferences.",
+    ),
+    (
+        {
+            **CHOICES,
+            f"{RESOURCES}.InstancePreferences": [{**CHOICE[0], "TrainingPlanArns": [PLAN]}],
+            f"{RESOURCES}.TrainingPlanArn": PLAN,
+        },
+        f"{RESOURCES}.TrainingPlanArn",
+        "InstancePreferences have their own.",
+    ),
+    (
+        {f"{RESOURCES}.InstanceType": "ml.m5.xlarge", f"{RESOURCES}.VolumeSizeInGB": ...},
+        f"{RESOURCES}.VolumeSizeInGB",
+        "is missing, but ml.m5.xlarge has no disk of its own. Type launcher.volume_size=100.",
+    ),
+    (
+        {f"{RESOURCES}.VolumeKmsKeyId": "alias/key"},
+        f"{RESOURCES}.VolumeKmsKeyId",
+        "Type launcher.volume_kms_key=null.",
+    ),
+    # spot, times
+    ({WAIT: 7200}, WAIT, "Type launcher.spot=true or launcher.max_wait=null."),
+    (
+        {**SPOT, WAIT: ...},
+        WAIT,
+        "is missing, but a spot job needs it. Type launcher.max_wait=7200: seconds",
+    ),
+    (
+        {**SPOT, WAIT: 3599},
+        WAIT,
+        "is 3599, but must be at least the 3600 of MaxRuntimeInSeconds. Type launcher.max_wait=72",
+    ),
+    (
+        {**SPOT, "StoppingCondition": {"MaxWaitTimeInSeconds": 86399}},
+        WAIT,
+        "must be at least the 86400 of MaxRuntimeInSeconds",
+    ),
+    (
+        {**SPOT, "CheckpointConfig": ...},
+        "CheckpointConfig",
+        "Type launcher.output=s3://BUCKET/PREFIX, or storage=efs.",
+    ),
+    (
+        {
+            **SPOT,
+            "CheckpointConfig": ...,
+            "VpcConfig": VPC,
+            "InputDataConfig": [disk(FileSystemAccessMode="ro")],
+        },
+        "CheckpointConfig",
+        "begins anew",
+    ),
+    (
+        {**SPOT, f"{RESOURCES}.KeepAlivePeriodInSeconds": 60},
+        f"{RESOURCES}.KeepAlivePeriodInSeconds",
+        "Type launcher.keep_alive=null or launcher.spot=false.",
+    ),
+    (
+        {**SPOT, f"{RESOURCES}.TrainingPlanArn": PLAN},
+        f"{RESOURCES}.TrainingPlanArn",
+        "Type launcher.spot=false or launcher.training_plan=null.",
+    ),
+    (
+        {**SPOT, **CHOICES},
+        f"{RESOURCES}.InstancePreferences",
+        "is there, but not for spot jobs.",
+    ),
+    (
+        {"StoppingCondition.MaxRuntimeInSeconds": 2419201},
+        "StoppingCondition.MaxRuntimeInSeconds",
+        "Type launcher.max_run=2419200.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "path", "words"), WRONG)
+def test_a_rule_that_is_broken(changes: Object, path: str, words: str) -> None:
+    """Of words that begin with a question mark, the problem is a warning."""
+    request = changed(changes)
+    found = rule_problems(request)
+    assert [problem.path for problem in found] == [path]
+    assert words.removeprefix("? ") in found[0].message and found[0].message[-1] in ".?"
+    assert found[0].severity == ("warning" if words.startswith("?") else "error")
+    # What the fields' own check says as well would be said twice.
+    assert errors(shape_problems(request)) == []
+
+
+def test_rules_bear_whatever_a_field_holds() -> None:
+    request = request_of("CreateTrainingJob")
+    for path, value, _ in faults("CreateTrainingJobRequest", request):
+        for problem in rule_problems(planted(request, path, value)):
+            assert problem.message[-1] in ".?" and problem.path
+    rule_problems({})
+
+
+def test_every_field_has_the_key_that_makes_it() -> None:
+    keys = {
+        "TrainingJobName": "name",
+        "Environment[A-B]": "launcher.env.A-B",
+        "Environment[A\nB]": "launcher.env.A\nB",
+        "HyperParameters[x]": "launcher.hyperparameters",
+        "OutputDataConfig": "launcher.output",
+        "OutputDataConfig.KmsKeyId": "launcher.kms_key",
+        "CheckpointConfig.S3Uri": "launcher.output",
+        "CheckpointConfig.LocalPath": None,
+        "AlgorithmSpecification.ContainerEntrypoint[0]": None,
+        "AlgorithmSpecification.ContainerArguments": "code.pip",
+        "AlgorithmSpecification.MetricDefinitions[3].Regex": "launcher.metrics",
+        "ResourceConfig.InstanceGroups[0].InstanceCount": "launcher.instance_groups",
+        "ResourceConfig.InstancePreferences[0].InstanceType": "launcher.instance_preferences",
+        "ResourceConfig.InstancePreferences[0].InstanceCount": "resources.nodes",
+        "VpcConfig": "launcher.security_groups",
+        "VpcConfig.Subnets[0]": "launcher.subnets",
+        "Tags[0].Value": "launcher.tags",
+        "ExperimentConfig.TrialName": "launcher.request_overrides.ExperimentConfig.TrialName",
+        "Surprise": "launcher.request_overrides.Surprise",
+    }
+    assert {path: key_of(path) for path in keys} == keys
+
+
+def test_keys_are_those_of_the_options() -> None:
+    options = {field.name for field in dataclasses.fields(Options)}
+    for _, key in rules.KEYS:
+        if key and key.startswith("launcher."):
+            assert key.split(".")[1] in options, key
+
+
+def test_a_channel_has_the_name_of_its_mount() -> None:
+    request = changed({"InputDataConfig": [bucket(CODE), bucket(CONFIG), bucket("images")]})
+    paths = [f"InputDataConfig[{index}].DataSource" for index in range(3)]
+    found = [key_of(path, request) for path in paths]
+    assert found == ["launcher.output", "launcher.output", "storage.mounts.images"]
+    assert key_of("InputDataConfig", request) == key_of(paths[2]) == "storage.mounts"
+    request["AlgorithmSpecification"]["ContainerArguments"] = ["--grace=110", "--pip=einops"]
+    path = "AlgorithmSpecification.ContainerArguments"
+    assert key_of(f"{path}[1]", request) == "code.pip"
+    assert key_of(f"{path}[0]", request) is None
 
 
 # ------------------------------------------------------------------------------------------- images
