@@ -251,7 +251,8 @@ def test_what_botocore_refuses_is_refused(operation: str) -> None:
     model = ServiceModel(service()).operation_model(operation).input_shape
     request = request_of(operation)
     seen = 0
-    for path, value, _ in faults(model.name, request):
+    planned = [*faults(model.name, request)]
+    for path, value, _ in random.Random(7).sample(planned, min(len(planned), 150)):
         bad = planted(request, path, value)
         if ParamValidator().validate(bad, model).has_errors():
             seen += 1
@@ -289,10 +290,11 @@ def test_patterns_are_javas() -> None:
 
 def test_a_tags_characters_are_those_of_unicode() -> None:
     tag = compiled(shape("TagKey")["pattern"])
-    for number in range(sys.maxunicode + 1):
-        text = chr(number)
-        wanted = unicodedata.category(text)[0] in "LZN" or text in "_.:/=+-@"
-        assert bool(tag.fullmatch(text)) == wanted, hex(number)
+    every = "".join(map(chr, range(sys.maxunicode + 1)))
+    wanted = [
+        text for text in every if unicodedata.category(text)[0] in "LZN" or text in "_.:/=+-@"
+    ]
+    assert "".join(tag.findall(every)) == "".join(wanted)
 
 
 def a_request() -> Object:
