@@ -1,0 +1,55 @@
+"""HTTP as S3 needs it: large bodies, answers from files, and the head of an answer alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from email.utils import formatdate
+from typing import BinaryIO
+
+from ..wire import BODY_LIMIT, PHRASES, Malformed, Response, Wire
+
+PUT_LIMIT = 5 << 30
+"""Bytes of a PUT to S3, or of one part."""
+
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Content(Response):
+    """An answer from a file, whose `size` bytes go out from where it stands; without it, its head.
+
+    The file is closed when they are sent.
+    """
+
+    file: BinaryIO | None = None
+    size: int = 0
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class LargeWire(Wire):
+    """A connection on which bodies may be large."""
+
+    def write(self, response: Response, *, keep: bool = True) -> int:
+        if not isinstance(response, Content):
+            return super().write(response, keep=keep)
+        head = [f"HTTP/1.1 {response.code} {PHRASES.get(response.code, '')}"]
+        head += [f"Date: {formatdate(usegmt=True)}", f"Content-Length: {response.size}"]
+        head += [f"Content-Type: {response.type}"]
+        head += [f"{name}: {value}" for name, value in response.headers.items()]
+        self._socket.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
+        if response.file is None:
+            return 0
+        with response.file as file:
+            # Not sendfile(): it cannot send what is shorter by now, nor tell so.
+            left = response.size
+            while left and (piece := file.read(min(PIECE, left))):
+                self._socket.sendall(piece)
+                left -= len(piece)
+        if left:
+            raise ConnectionResetError
+        return response.size
+
+    def _take(self, size: int, before: int = 0) -> bytes:
+        if not 0 <= size <= PUT_LIMIT - before:
+            raise Malformed(413, "EntityTooLarge")
+        pieces = [min(BODY_LIMIT, size - at) for at in range(0, size, BODY_LIMIT)]
+        return b"".join([super(LargeWire, self)._take(piece) for piece in pieces])
