@@ -245,7 +245,11 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from None
     assert isinstance(plain, dict)
-    return {str(key): value for key, value in plain.items() if key != "hydra"}
+    found = {str(key): value for key, value in plain.items() if key != "hydra"}
+    if isinstance(needed := found.get("resources"), dict):
+        # One machine by two names, EC2's and SageMaker's: the same run.
+        needed["instance_type"] = _ec2(needed.get("instance_type"))
+    return found
 
 
 def validate(cfg: DictConfig) -> dict[str, Any]:
@@ -470,10 +474,9 @@ def resources(plain: dict[str, Any]) -> Resources:
     node = plain["resources"]
     gpus = node["gpus_per_node"]
     processes = node["processes_per_node"] or max(gpus or 0, 1)
-    more = {key: node[key] for key in ("min_nodes", "cpus_per_node", "memory_per_node")}
-    return Resources(
-        node["nodes"], processes, gpus, instance_type=_ec2(node["instance_type"]), **more
-    )
+    keys = ("min_nodes", "cpus_per_node", "memory_per_node", "instance_type")
+    more = {key: node[key] for key in keys}
+    return Resources(node["nodes"], processes, gpus, **more)
 
 
 def _ec2(instance_type: str | None) -> str | None:

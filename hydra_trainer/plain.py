@@ -18,14 +18,15 @@ def _nothing(value: Any) -> bool:
     return value is None or value == {} or value == []
 
 
-MERGE_KEYS = ("name", "mountPath", "key")
+MERGE_KEYS = ("name", "mountPath", "key", "ChannelName", "Name", "Key")
 
 
 def merge(base: Any, patch: Any) -> Any:
     """Return `base` with `patch` merged in, as a strategic merge patch does.
 
     Mappings merge by key, a None removes; lists of mappings merge by `name` (volumes, containers,
-    env), `mountPath` (volumeMounts) or `key` (tolerations); other lists are replaced.
+    env), `mountPath` (volumeMounts) or `key` (tolerations), in requests to AWS by `ChannelName`,
+    `Name` or `Key`; other lists are replaced.
     """
     if isinstance(base, dict) and isinstance(patch, dict):
         merged = {**base, **{key: merge(base.get(key), value) for key, value in patch.items()}}

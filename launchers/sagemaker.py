@@ -393,7 +393,8 @@ def _checked(made: dict[str, Any]) -> tuple[list[str], list[str]]:
     problems: list[str] = []
     warnings: list[str] = []
     for found in (*shape_problems(made), *rule_problems(made)):
-        key = key_of(found.path)
-        text = f"{found.path} {found.message}" + (f" It comes from {key}." if key else "")
+        key = key_of(found.path, made)
+        source = f" It comes from {key}." if key and key not in found.message else ""
+        text = f"{found.path} {found.message}{source}"
         (warnings if found.severity == "warning" else problems).append(text)
     return problems, warnings
