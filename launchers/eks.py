@@ -86,7 +86,8 @@ class EksLauncher(Options):
 
     def preflight(self, job: JobSpec) -> bool:
         """Print what would stop the job on the cluster. Returns whether nothing would."""
-        from hydra_trainer.eks.preflight import preflight, render_findings
+        from hydra_trainer.eks.preflight import preflight
+        from hydra_trainer.findings import render_findings
 
         spec = self.render(job)
         findings = preflight(self._cluster(PREFLIGHT), spec)

@@ -77,7 +77,7 @@ class SagemakerLauncher(Options):
 
     def preflight(self, job: JobSpec) -> bool:
         """Print what would stop the job in that account. Returns whether nothing would."""
-        from hydra_trainer.eks.preflight import render_findings
+        from hydra_trainer.findings import render_findings
         from hydra_trainer.sagemaker.preflight import preflight
 
         account = self._account()

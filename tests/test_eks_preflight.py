@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from hydra_trainer.eks.preflight import RIGHTS, Finding, preflight, quantity, render_findings
+from hydra_trainer.eks.preflight import RIGHTS, preflight, quantity
 from hydra_trainer.eks.refusals import AlreadyExists, ApiError
 from hydra_trainer.errors import LaunchError
+from hydra_trainer.findings import Finding, render_findings
 
 from .conftest import REPOSITORY
 

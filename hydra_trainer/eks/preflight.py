@@ -10,20 +10,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from hydra_trainer.errors import LaunchError, did_you_mean
+from hydra_trainer.findings import Finding
 
 from .refusals import OPERATORS, AlreadyExists, ApiError
 from .refusals import RIGHTS as RIGHTS_FILE
 from .seen import Object, at, count, is_true, label, said
 from .troubles import find
-
-
-class Finding(NamedTuple):
-    """One thing that was looked at. `level` is ok, warn or fail; `advice` is what to type."""
-
-    level: str
-    what: str
-    detail: str = ""
-    advice: str = ""
 
 
 class Server(Protocol):
@@ -200,16 +192,6 @@ def preflight(server: Server, manifests: Object) -> list[Finding]:
         if what in FIRST and found[-1].level == "fail":
             break  # all that follows would only say the same
     return found
-
-
-def render_findings(findings: list[Finding]) -> str:
-    """Return one line for each finding, what would stop the job last."""
-    order = ("ok", "warn", "fail")
-    lines = []
-    for finding in sorted(findings, key=lambda finding: order.index(finding.level)):
-        detail = ": ".join(text for text in (finding.what, finding.detail) if text)
-        lines.append(f"{finding.level:<4}  {' '.join(f'{detail} {finding.advice}'.split())}")
-    return "\n".join(lines)
 
 
 def _unseen(what: str, error: ApiError) -> Finding:
