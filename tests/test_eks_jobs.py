@@ -2,18 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from hydra_trainer import __main__ as verbs
-from hydra_trainer import app, embedded
+from hydra_trainer import embedded
 from hydra_trainer.embedded import Embedded
-from hydra_trainer.job import JobHandle, JobState
-from hydra_trainer.launcher import RECORD, reaching, recorded
+from hydra_trainer.job import JobState
+from hydra_trainer.launcher import RECORD, recorded
 
-from .conftest import REPOSITORY, SHORT, Job
-from .test_resume import assert_equal
+from .conftest import REPOSITORY, Job
+from .sent import Sent
 
 # With the tests of two ranks in one worker: they share a reference, and fill two cores.
 pytestmark = pytest.mark.xdist_group("ranks")
@@ -35,65 +34,9 @@ def here(cluster: Embedded, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(REPOSITORY)
 
 
-class Sent:
-    """A job that was sent, and detached from."""
-
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder = folder
-        self.capsys = capsys
-        self.handle = JobHandle("eks", "none")
-
-    def send(self, *words: str, env: dict[str, str] | None = None) -> "Sent":
-        """Type the command, in this process."""
-        assert self.type(*self.words(*words, env=env), "launcher.detach=true") == 0
-        self.handle = JobHandle.parse(self.capsys.readouterr().out.strip())
-        return self
-
-    def words(self, *more: str, env: dict[str, str] | None = None) -> list[str]:
-        # As many threads as the reference: more would add up in another order.
-        given = {"OMP_NUM_THREADS": "1", **(env or {})}
-        drill = ", ".join(f"{key}: '{value}'" for key, value in given.items())
-        place = [f"storage.output={self.folder}/runs", f"name={self.folder.name}"]
-        return [*SHORT, *EKS, *place, f"+launcher.env={{{drill}}}", *more]
-
-    def type(self, *words: str) -> int:
-        import sys
-
-        sys.argv = ["train.py", *words]
-        try:
-            app.main()
-        except SystemExit as ended:
-            return int(ended.code or 0)
-        return 0
-
-    @property
-    def directory(self) -> Path:
-        """The run directory: what the pods wrote, and the record of the handle."""
-        return next((self.folder / "runs").iterdir())
-
-    @property
-    def name(self) -> str:
-        """The job's name on the cluster."""
-        return self.handle.path.rsplit("/", 1)[-1]
-
-    @property
-    def place(self) -> Any:
-        return reaching(self.handle)
-
-    def until(self, text: str) -> None:
-        """Read rank 0's log until it says something."""
-        for line in self.place.logs(self.handle, follow=True):
-            if text in line:
-                return
-        raise AssertionError(f"{text!r} was never said")
-
-    def assert_equal(self, reference: Job) -> None:
-        assert_equal(Job(self.directory, []), reference)
-
-
 @pytest.fixture
 def sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sent:
-    return Sent(tmp_path, capsys)
+    return Sent(tmp_path, capsys, *EKS)
 
 
 def test_two_pods_train_what_two_ranks_train_here(

@@ -231,9 +231,11 @@ class Account:
 
     def make_bucket(self, uri: str) -> None:
         """Make the bucket of a place: the embedded service has none by itself."""
-        client = self.client("s3")
-        with explained():
-            client.create_bucket(Bucket=_place(uri)[0])
+        try:
+            self.call("s3", "create_bucket", Bucket=_place(uri)[0])
+        except Refused as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
 
 
 def _place(uri: str) -> tuple[str, str]:
