@@ -4,10 +4,10 @@
     endpoint = sagemaker.start(Path("~/.cache/hydra-trainer/sagemaker").expanduser())
 
 It needs nothing but Python. boto3, the AWS CLI and the sagemaker SDK work against it, with
-`endpoint_url` or AWS_ENDPOINT_URL, and any credentials: training jobs, their logs in CloudWatch, S3,
-and what of STS, IAM, ECR, EC2 and Service Quotas is asked before a job is sent. It is what the tests
-of launcher=sagemaker run against. Its process ends by itself when no job runs and nobody has asked
-for anything for five minutes; jobs and objects stay.
+`endpoint_url` or AWS_ENDPOINT_URL, and any credentials: training jobs, their logs in CloudWatch,
+S3, and what of STS, IAM, ECR, EC2 and Service Quotas is asked before a job is sent. It is what the
+tests of launcher=sagemaker run against. Its process ends by itself when no job runs and nobody has
+asked for anything for five minutes; jobs and objects stay.
 """
 
 import contextlib
@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from hydra_trainer.embedded.home import LOCK, LOG, START_LOCK, hold
 from hydra_trainer.errors import LaunchError
-
-from ..home import LOCK, LOG, START_LOCK, hold
 
 if TYPE_CHECKING:
     from .faults import Fault

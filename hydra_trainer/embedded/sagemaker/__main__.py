@@ -11,7 +11,8 @@ import signal
 import threading
 from pathlib import Path
 
-from ..home import START_LOCK, hold
+from hydra_trainer.embedded.home import START_LOCK, hold
+
 from .service import Service
 
 IDLE = 300.0

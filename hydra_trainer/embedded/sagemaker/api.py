@@ -7,7 +7,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from ..wire import Request, Response
+from hydra_trainer.embedded.wire import Request, Response
+
 from . import protocols, s3
 from .faults import Fault, Faults
 from .limits import Buckets, Limit

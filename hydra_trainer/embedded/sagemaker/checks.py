@@ -24,68 +24,75 @@ HOMOGENEOUS = "homogeneousCluster"
 
 def check_shape(request: Object, operation: str) -> None:
     """Check the fields of a request, each by itself. Raises AwsError."""
-    # Of the launcher's side: without it the service takes what boto3 lets through.
+    # Imported here: the model of the service takes longer to read than this server to start.
     from hydra_trainer.sagemaker.shapes import OPERATIONS, shape_problems
 
-    if operation not in OPERATIONS:
-        return
-    problems = shape_problems(request, operation)
+    problems = shape_problems(request, operation) if operation in OPERATIONS else []
     if not problems:
         return
-    if any(": " not in one.message and "is no field of" in one.message for one in problems):
-        raise validation(f"{problems[0].path} {problems[0].message}")
+    for one in problems:
+        if " is no field of " in f" {one.message}":
+            raise validation(f"{one.path} {one.message}")
     said = [_constraint(request, operation, one.path, one.message) for one in problems]
     plural = "s" if len(said) > 1 else ""
     raise validation(f"{len(said)} validation error{plural} detected: {'; '.join(said)}")
 
 
 def _constraint(request: Object, operation: str, path: str, message: str) -> str:
+    """Say what is wrong with the field of a path, in the service's words."""
     from hydra_trainer.sagemaker.shapes import model
 
-    shapes, shape = model()["shapes"], model()["operations"][operation]
+    shapes, name = model()["shapes"], model()["operations"][operation]
     value: Any = request
     words: list[str] = []
     for part in PART.finditer(path):
-        known = shapes[shape]
-        if part["name"] is not None:
-            words.append(part["name"][:1].lower() + part["name"][1:])
-            shape = known["members"].get(part["name"], shape)
-            value = value.get(part["name"]) if isinstance(value, dict) else None
-        elif known["type"] == "list":
-            words += [str(int(part["inside"]) + 1), "member"]
-            shape, value = known["member"], value[int(part["inside"])]
+        shape = shapes[name]
+        if field := part["name"]:
+            words.append(field[:1].lower() + field[1:])
+            name, value = shape["members"][field], value.get(field)
+        elif shape["type"] == "list":
+            words += [str(int(part["inside"]) + 1), "member"]  # the service counts from 1
+            name, value = shape["member"], value[int(part["inside"])]
         else:
             words += [part["inside"], "member"]
             is_key = message.startswith("its name")
-            shape, value = known["key" if is_key else "value"], value[part["inside"]]
-            value = part["inside"] if is_key else value
+            name = shape["key" if is_key else "value"]
+            value = part["inside"] if is_key else value[part["inside"]]
     given = "null" if value is None else f"'{value}'"
-    must = _must(shapes[shape], value) or message
+    must = _must(shapes[name], value)
     return f"Value {given} at '{'.'.join(words)}' failed to satisfy constraint: Member {must}"
 
 
 def _must(shape: Object, value: Any) -> str:
-    """Return what a value had to be; empty if that is a matter of types."""
+    """Return what a value had to be. Raises AwsError when it is none of the type."""
     if value is None:
         return "must not be null"
+    kind = shape["type"]
+    if not isinstance(value, TYPES[kind]) or isinstance(value, bool) != (kind == "boolean"):
+        raise AwsError("SerializationException", f"{value!r} can not be converted to a {kind}")
     if "enum" in shape:
         return f"must satisfy enum value set: [{', '.join(shape['enum'])}]"
-    low, high = shape.get("min"), shape.get("max")
-    if isinstance(value, int):
-        if high is not None and value > high:
-            return f"must have value less than or equal to {high}"
-        return f"must have value greater than or equal to {low}" if low is not None else ""
-    if isinstance(value, str | list | dict):
-        if high is not None and len(value) > high:
-            return f"must have length less than or equal to {high}"
-        if low is not None and len(value) < low:
-            return f"must have length greater than or equal to {low}"
-        if "pattern" in shape:
-            return f"must satisfy regular expression pattern: {shape['pattern']}"
-    return ""
+    what, size = ("value", value) if kind in ("integer", "long") else ("length", len(value))
+    if size > shape.get("max", size):
+        return f"must have {what} less than or equal to {shape['max']}"
+    if size < shape.get("min", size):
+        return f"must have {what} greater than or equal to {shape['min']}"
+    return f"must satisfy regular expression pattern: {shape.get('pattern', '')}"
 
 
-# ------------------------------------------------------------------------------- fields in a request
+TYPES: dict[str, Any] = {
+    "string": str,
+    "integer": int,
+    "long": int,
+    "boolean": bool,
+    "list": list,
+    "map": dict,
+    "structure": dict,
+    "timestamp": (int, float, str),
+}
+
+
+# ------------------------------------------------------------------------------ fields in a request
 
 
 class Group(NamedTuple):
@@ -93,7 +100,7 @@ class Group(NamedTuple):
 
     name: str
     type: str
-    count: int
+    size: int
 
 
 def groups(request: Object) -> list[Group]:
@@ -216,7 +223,7 @@ def _mode(channel: Object, request: Object) -> str:
     return str(channel.get("InputMode") or of_job or "File")
 
 
-# ------------------------------------------------------------------------------- what has to be there
+# ---------------------------------------------------------------------------- what has to be there
 
 
 def check_role(arn: str, roles: set[str] | None) -> None:
@@ -235,9 +242,9 @@ def check_role(arn: str, roles: set[str] | None) -> None:
 def check_inputs(request: Object, region: str, objects: Objects) -> None:
     """Check that there is something in each place of S3 that a channel names. Raises AwsError."""
     for channel in request.get("InputDataConfig") or ():
-        if source := channel["DataSource"].get("S3DataSource"):
-            if not is_there(source["S3Uri"], objects):
-                raise validation(absent(source["S3Uri"], region, request["RoleArn"]))
+        source = channel["DataSource"].get("S3DataSource")
+        if source and not is_there(source["S3Uri"], objects):
+            raise validation(absent(source["S3Uri"], region, request["RoleArn"]))
 
 
 def is_there(uri: str, objects: Objects) -> bool:
@@ -271,16 +278,14 @@ def check_quotas(request: Object, quotas: dict[str, int], running: list[Object])
     for group in groups(request):
         name = quota_name(request, group)
         used = sum(
-            other.count
-            for one in running
-            for other in groups(one)
-            if quota_name(one, other) == name
+            other.size for one in running for other in groups(one) if quota_name(one, other) == name
         )
-        if used + group.count > quotas.get(name, used + group.count):  # real
+        if used + group.size > quotas.get(name, used + group.size):  # real
             raise AwsError(
                 "ResourceLimitExceeded",
-                f"The account-level service limit '{name}' is {quotas[name]} Instances, with current "
-                f"utilization of {used} Instances and a request delta of {group.count} Instances. "
-                "Please use AWS Service Quotas to request an increase for this quota. If AWS Service "
-                "Quotas is not available, contact AWS support to request an increase for this quota.",
+                f"The account-level service limit '{name}' is {quotas[name]} Instances, with "
+                f"current utilization of {used} Instances and a request delta of {group.size} "
+                "Instances. Please use AWS Service Quotas to request an increase for this quota. "
+                "If AWS Service Quotas is not available, contact AWS support to request an "
+                "increase for this quota.",
             )

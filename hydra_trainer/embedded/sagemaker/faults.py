@@ -12,8 +12,9 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-from .. import faults
-from ..wire import Request
+from hydra_trainer.embedded import faults
+from hydra_trainer.embedded.wire import Request
+
 from .protocols import Call
 from .refusals import AwsError
 

@@ -19,8 +19,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..process import Process
-from ..rewriting import Paths
+from hydra_trainer.embedded.process import Process
+from hydra_trainer.embedded.rewriting import Paths
+
 from .checks import Group
 from .objects import Objects, Stored, split
 from .settings import Settings
@@ -47,7 +48,7 @@ class Host(NamedTuple):
 
 def hosts(groups: list[Group]) -> list[Host]:
     """Return algo-1, algo-2, ...: through all groups."""
-    places = [group for group in groups for _ in range(group.count)]
+    places = [group for group in groups for _ in range(group.size)]
     return [Host(f"algo-{number}", group) for number, group in enumerate(places, 1)]
 
 

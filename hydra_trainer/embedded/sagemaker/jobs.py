@@ -15,11 +15,21 @@ IN_PROGRESS, COMPLETED, FAILED = "InProgress", "Completed", "Failed"
 STOPPING, STOPPED = "Stopping", "Stopped"
 OVER = frozenset({COMPLETED, FAILED, STOPPED})
 
+LOOK = 0.05
+"""Seconds between two looks at what no change of a job tells of."""
+
 Key = tuple[str, str]
 """Region and name."""
 
 NOT_DESCRIBED = ("Tags",)
 """Of the request; a description has all else."""
+
+DEFAULTS = {
+    "EnableNetworkIsolation": False,
+    "EnableInterContainerTrafficEncryption": False,
+    "EnableManagedSpotTraining": False,
+}
+"""What a description has though nobody asked for it."""
 
 
 class Job:
@@ -60,7 +70,11 @@ class Job:
     def describe(self) -> Object:
         """Return what DescribeTrainingJob answers."""
         given = {key: value for key, value in self.request.items() if key not in NOT_DESCRIBED}
-        return {**given, **{key: value for key, value in self.state.items() if key[0].isupper()}}
+        return {
+            **DEFAULTS,
+            **given,
+            **{key: value for key, value in self.state.items() if key[0].isupper()},
+        }
 
     # The rest is for the one who changes a job.
 
@@ -91,7 +105,6 @@ def new(region: str, request: Object, arn: str) -> Job:
         "LastModifiedTime": now,
         "SecondaryStatusTransitions": [],
         "attempts": 0,
-        "streams": {},
     }
     job = Job(region, request, state)
     job.enter(IN_PROGRESS, "Starting", "Starting the training job")
@@ -104,6 +117,7 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._changed = threading.Condition(threading.RLock())
+        self._changes = 0
         self._jobs: dict[Key, Job] = {}
         for file in sorted(folder.glob("*/*/job.json")):
             with contextlib.suppress(ValueError):
@@ -134,7 +148,7 @@ class Jobs:
     def remove(self, job: Job) -> None:
         with self._changed:
             del self._jobs[job.key]
-            self._changed.notify_all()
+            self._tell()
         shutil.rmtree(self.place(job.key), ignore_errors=True)
 
     @contextlib.contextmanager
@@ -144,7 +158,7 @@ class Jobs:
             yield
             if self._jobs.get(job.key) is job:
                 self._save(job)
-            self._changed.notify_all()
+            self._tell()
 
     def description(self, job: Job) -> Object:
         """Return a copy that stays as it is."""
@@ -152,17 +166,24 @@ class Jobs:
             return dict(json.loads(json.dumps(job.describe())))
 
     def wait(self, look: Callable[[], Any], seconds: float) -> Any:
-        """Return what is seen as soon as there is something; look after each change.
+        """Return what is seen as soon as there is something.
 
+        Looks after each change of a job, and from time to time: what is seen may be in a log.
         Raises TimeoutError.
         """
         until = time.monotonic() + seconds
-        with self._changed:
-            while not (found := look()):
-                if (left := until - time.monotonic()) <= 0:
-                    raise TimeoutError
-                self._changed.wait(left)
-            return found
+        while True:
+            before = self._changes
+            if found := look():  # without the lock: it may ask the service over HTTP
+                return found
+            if (left := until - time.monotonic()) <= 0:
+                raise TimeoutError
+            with self._changed:
+                self._changed.wait_for(lambda: self._changes != before, min(left, LOOK))  # noqa: B023
+
+    def _tell(self) -> None:
+        self._changes += 1
+        self._changed.notify_all()
 
     def _save(self, job: Job) -> None:
         file = self.place(job.key) / "job.json"

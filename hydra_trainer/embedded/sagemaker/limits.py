@@ -8,7 +8,7 @@
 | all others of SageMaker | not published: an assumption that makes clients mind. Five processes \
 that create jobs are throttled (aws/sagemaker-python-sdk#645) |
 
-How many calls in a row a bucket holds is published for none: assumed to be those of a second or two.
+How many calls in a row a bucket holds is published for none: here it is a second or two of them.
 """
 
 import threading

@@ -14,7 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .jobs import Job, Jobs
 from .protocols import Call, Operations
 from .refusals import AwsError
 from .settings import Settings
@@ -22,6 +21,12 @@ from .settings import Settings
 Object = dict[str, Any]
 
 GROUP = "/aws/sagemaker/TrainingJobs"
+
+LOGS = "logs"
+"""The folder in the home, with REGION/JOB/algo-N-SECONDS.log; a job that is deleted leaves them."""
+
+LAST = 64 << 10
+"""Bytes at the end of a file in which its last event is looked for."""
 
 MOST_EVENTS = 10_000
 MOST_BYTES = 1 << 20
@@ -50,7 +55,6 @@ class Stream(NamedTuple):
 
     name: str
     file: Path
-    job: Job
 
     @property
     def started(self) -> int:
@@ -58,18 +62,16 @@ class Stream(NamedTuple):
         return int(self.name.rpartition("-")[2]) * 1000
 
 
-def streams(jobs: Jobs, job: Job) -> list[Stream]:
+def streams(home: Path, region: str, job: str) -> list[Stream]:
     """Return the streams of a job, the oldest first."""
-    found = [
-        Stream(f"{job.name}/{file.stem}", file, job)
-        for file in (jobs.place(job.key) / "logs").glob("*.log")
-    ]
-    return sorted(found, key=lambda one: (one.started, one.name))
+    found = (home / LOGS / region / job).glob("*.log")
+    unordered = [Stream(f"{job}/{file.stem}", file) for file in found]
+    return sorted(unordered, key=lambda one: (one.started, one.name))
 
 
-def new_file(jobs: Jobs, job: Job, host: str) -> Path:
+def new_file(home: Path, region: str, job: str, host: str) -> Path:
     """Return the file for a new start of a host's container: no other one has its name."""
-    folder = jobs.place(job.key) / "logs"
+    folder = home / LOGS / region / job
     seconds = int(time.time())
     while (file := folder / f"{host}-{seconds}.log").exists():
         seconds += 1
@@ -108,9 +110,8 @@ def _milliseconds(stamp: str) -> int:
 class Logs:
     """Answers what is asked of CloudWatch Logs."""
 
-    def __init__(self, settings: Settings, jobs: Jobs) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._jobs = jobs
         self.operations: Operations = {
             "DescribeLogGroups": self._groups,
             "DescribeLogStreams": self._describe,
@@ -144,8 +145,7 @@ class Logs:
         return answer
 
     def _described(self, call: Call, stream: Stream) -> Object:
-        events = list(self._events(stream))
-        first, last = events[0].timestamp, events[-1].timestamp
+        first, last = next(self._events(stream)).timestamp, self._last(stream).timestamp
         return {
             "logStreamName": stream.name,
             "creationTime": stream.started,
@@ -155,6 +155,16 @@ class Logs:
             "arn": f"{self._arn(call)[:-2]}:log-stream:{stream.name}",
             "storedBytes": 0,  # as the service says since 2019
         }
+
+    def _last(self, stream: Stream) -> Event:
+        """Return the last event of a stream that has one."""
+        start = max(0, stream.file.stat().st_size - LAST)
+        with stream.file.open("rb") as lines:
+            lines.seek(start)
+            if start:
+                start += len(lines.readline())
+        found = list(self._events(stream, start)) or list(self._events(stream))
+        return found[-1]
 
     def _arn(self, call: Call) -> str:
         return f"arn:aws:logs:{call.region}:{self._settings.account}:log-group:{GROUP}:*"
@@ -166,17 +176,20 @@ class Logs:
         if name.removesuffix(":*").rpartition(":")[2] != GROUP or not self._is_there(call.region):
             raise _absent("group")
         job, is_whole, _ = prefix.partition("/")
-        known = self._jobs.find(call.region, job) if is_whole else None
-        among = ([known] if known else []) if is_whole else self._jobs.all(call.region)
-        found = [stream for one in among for stream in self._visible(one)]
+        among = [job] if is_whole else self._jobs(call.region)
+        found = [stream for one in among for stream in self._visible(call.region, one)]
         return [one for one in found if one.name.startswith(prefix)]
 
     def _is_there(self, region: str) -> bool:
         """Whether there is the group: the first event makes it."""
-        return any(next(self._visible(job), None) for job in self._jobs.all(region))
+        return any(next(self._visible(region, job), None) for job in self._jobs(region))
 
-    def _visible(self, job: Job) -> Iterator[Stream]:
-        return (one for one in streams(self._jobs, job) if next(self._events(one), None))
+    def _jobs(self, region: str) -> list[str]:
+        return [folder.name for folder in (self._settings.home / LOGS / region).glob("*")]
+
+    def _visible(self, region: str, job: str) -> Iterator[Stream]:
+        found = streams(self._settings.home, region, job)
+        return (one for one in found if next(self._events(one), None))
 
     def _events(self, stream: Stream, start: int = 0) -> Iterator[Event]:
         return read(stream.file, start, time.time() - self._settings.delays.logs)
@@ -210,7 +223,8 @@ class Logs:
         raise _absent("stream")
 
     def _after(self, stream: Stream, place: int, asked: Object, limit: int) -> list[Event]:
-        found, size = [], 0
+        found: list[Event] = []
+        size = 0
         for event in self._events(stream, place):
             if _is_in_time(event, asked):
                 size += len(event.message.encode()) + 26  # of an event, beside its text
@@ -220,7 +234,8 @@ class Logs:
         return found
 
     def _before(self, stream: Stream, place: int, asked: Object, limit: int) -> list[Event]:
-        found, size = [], 0
+        found: list[Event] = []
+        size = 0
         for event in reversed([one for one in self._events(stream) if one.end <= place]):
             if _is_in_time(event, asked):
                 size += len(event.message.encode()) + 26
@@ -287,8 +302,8 @@ def _limit(asked: Object, most: int) -> int:
     limit = asked.get("limit", most)
     if not 1 <= limit <= most:
         raise _invalid(
-            f"1 validation error detected: Value '{limit}' at 'limit' failed to satisfy constraint: "
-            f"Member must have value between 1 and {most}"
+            f"1 validation error detected: Value '{limit}' at 'limit' failed to satisfy "
+            f"constraint: Member must have value between 1 and {most}"
         )
     return int(limit)
 

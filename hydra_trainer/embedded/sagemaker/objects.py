@@ -1,7 +1,7 @@
 """The objects of S3, as files below a folder: BUCKET/KEY where that can be a path.
 
-What is known of an object is a line in BUCKET.jsonl: the last one of a key counts. A key that
-cannot be a path here (`a` beside `a/b`, `a//b`, a name that is too long) is a file in BUCKET/.other.
+What is known of an object is a line in BUCKET.jsonl: the last one of a key counts. An object whose
+key cannot be a path here (`a` beside `a/b`, `a//b`, a long name) is a file in BUCKET/.other.
 """
 
 import contextlib

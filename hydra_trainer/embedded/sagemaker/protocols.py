@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 from xml.sax.saxutils import escape
 
-from ..wire import Request, Response
+from hydra_trainer.embedded.wire import Request, Response
+
 from .refusals import AwsError, unknown_operation
 
 JSON_TARGETS = {

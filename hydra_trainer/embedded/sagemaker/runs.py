@@ -1,8 +1,9 @@
-"""How a job goes from one state to the next: in a thread of its own, from the acceptance to the end.
+"""How a job goes from one state to the next: in a thread of its own, from acceptance to the end.
 
 Starting, Pending, Downloading, Training, Uploading, and Completed or Failed; Stopping and Stopped
-where somebody asks for it. After an interruption of its spot instances, or an error of the service's
-own with a RetryStrategy, all begins again with new instances and what checkpoints there are in S3.
+where somebody asks for it. After an interruption of its spot instances, or an error of the
+service's own with a RetryStrategy, all begins again with new instances and what checkpoints there
+are in S3.
 """
 
 import contextlib
@@ -18,9 +19,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..process import kill_marked
+from hydra_trainer.embedded.process import kill_marked
+
 from . import checks, jobs, logs, metrics, outputs
-from .instance import ClientError, Host, Instance, hosts
+from .capacity import Capacity
+from .instance import ClientError, Instance, hosts
 from .jobs import Job, Jobs
 from .refusals import AwsError
 from .settings import Settings
@@ -51,7 +54,8 @@ MOST_RUNTIME = 86400
 
 
 class Event(NamedTuple):
-    """What happens to a run: "stop", "interrupt", "crash", "close", or "exit" of a host."""
+    """What happens to a run: "ready" (it has instances), "exit" of a host, "stop", "interrupt",
+    "crash", or "close"."""
 
     kind: str
     host: str = ""
@@ -108,6 +112,7 @@ class Runs:
     def __init__(self, settings: Settings, known: Jobs) -> None:
         self.settings = settings
         self.jobs = known
+        self.capacity = Capacity(settings.instances)
         self._lock = threading.Lock()
         self._runs: dict[jobs.Key, Run] = {}
 
@@ -181,18 +186,20 @@ class Run(threading.Thread):
             except Exception as error:
                 traceback.print_exc(file=sys.stderr)
                 self._kill()
+                self._runs.capacity.release(self)
                 self._finish(failed(f"{INTERNAL} ({type(error).__name__}: {error})"))
         self._runs.forget(self._job)
 
     def _whole(self) -> None:
+        if self._job.status == jobs.STOPPING:
+            self._finish(STOPPED)
+            return
         if self._job.state["attempts"]:  # of another process
             ending = self._again(CRASHED)
-            if self._job.status == jobs.STOPPING:
-                ending = STOPPED
             if not ending.again:
                 self._finish(ending)
                 return
-            self._enter(ending.again, "Restarting the training job")
+            self._enter(ending.again, STARTING[ending.again])
         while (ending := self._try()).again:
             if ending.status == jobs.IN_PROGRESS:
                 self._enter(ending.secondary, ending.message)
@@ -212,6 +219,7 @@ class Run(threading.Thread):
         self._count()
         for instance in self._instances:
             instance.remove()
+        self._runs.capacity.release(self)
         return ending
 
     def _ending_of_try(self) -> Ending:
@@ -236,7 +244,7 @@ class Run(threading.Thread):
             self._job.state["retries"] = retries + 1
         return ending._replace(again="Restarting")
 
-    # ------------------------------------------------------------------------------------ the states
+    # ----------------------------------------------------------------------------------- the states
 
     def _enter(self, secondary: str, message: str, status: str = "") -> None:
         """Go to a state, unless the job is to stop: it stays Stopping then."""
@@ -251,6 +259,10 @@ class Run(threading.Thread):
         self._pause(delays.starting)
         self._enter("Pending", "Training job waiting for capacity")
         self._pause(delays.pending)
+        places = hosts(checks.groups(self._request))
+        self._runs.capacity.take(self, len(places), lambda: self.events.put(Event("ready")))
+        while self._next() != Event("ready"):
+            pass
         self._enter("Pending", "Preparing the instances for training")
         image = self._request["AlgorithmSpecification"].get("TrainingImage", "")
         if UNKNOWN_IMAGE in image:
@@ -260,7 +272,12 @@ class Run(threading.Thread):
                 "the embedded service has no images: the job needs a ContainerEntrypoint in its "
                 "AlgorithmSpecification"
             )
-        places = hosts(checks.groups(self._request))
+        if "InstancePreferences" in self._request["ResourceConfig"]:
+            with self._jobs.change(self._job):
+                self._request["ResourceConfig"] |= {
+                    "SelectedInstanceType": places[0].group.type,
+                    "SelectedInstanceCount": len(places),
+                }
         folder = self._jobs.place(self._job.key) / "instances"
         self._instances = [
             Instance(self._settings, self._request, one, places, folder / one.name)
@@ -289,7 +306,7 @@ class Run(threading.Thread):
         self._live = {one.host.name for one in self._instances}
         for instance in self._instances:
             name = instance.host.name
-            log = logs.new_file(self._jobs, self._job, name)
+            log = logs.new_file(self._settings.home, *self._job.key, name)
             marked = f"{mark(self._settings.home)}{self._job.region}|{self._job.name}|{name}|"
             instance.start(self._env(port), log, marked, self._exit_of(name))
         while self._live:
@@ -319,7 +336,8 @@ class Run(threading.Thread):
     def _finish(self, ending: Ending) -> None:
         events = [
             event
-            for stream in logs.streams(self._jobs, self._job)
+            for stream in logs.streams(self._settings.home, *self._job.key)
+            if stream.started >= int(self._job.state["CreationTime"]) * 1000  # not of its namesake
             for event in logs.read(stream.file)
         ]
         events.sort(key=lambda one: one.timestamp)
@@ -332,7 +350,7 @@ class Run(threading.Thread):
                 self._job.state["FailureReason"] = ending.reason
             self._job.enter(ending.status, ending.secondary, ending.message)
 
-    # ------------------------------------------------------------------------------------ the events
+    # ----------------------------------------------------------------------------------- the events
 
     def _next(self, until: float = math.inf) -> Event | None:
         """Return what happens next; None when nothing has until a time.
@@ -372,6 +390,8 @@ class Run(threading.Thread):
             self._codes[event.host] = event.code
         elif event.kind == "close":
             raise Closed
+        elif event.kind == "ready" or (event.kind == "interrupt" and not self._live):
+            pass
         elif event.kind == "crash":
             raise Over(self._again(CRASHED))
         else:
@@ -400,6 +420,7 @@ class Run(threading.Thread):
             self._send_checkpoints()
             self._hear(min(left, POLL))
         self._kill()
+        self._send_checkpoints()
 
     def _kill(self) -> None:
         """End all containers, and wait until they have."""

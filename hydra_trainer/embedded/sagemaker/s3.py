@@ -21,7 +21,8 @@ from typing import Any
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
-from ..wire import Request, Response
+from hydra_trainer.embedded.wire import Request, Response
+
 from .objects import Objects, Stored
 from .protocols import NAMESPACES, Call, wrapped, xml
 from .refusals import AwsError
@@ -310,8 +311,9 @@ class S3:
             part = upload.parts.get(number)
             if part is None or (one.findtext("{*}ETag") or "").strip('"') != part[1]:
                 text = (
-                    "One or more of the specified parts could not be found.  The part may not have "
-                    "been uploaded, or the specified entity tag may not match the part's entity tag."
+                    "One or more of the specified parts could not be found.  The part may not "
+                    "have been uploaded, or the specified entity tag may not match the part's "
+                    "entity tag."
                 )
                 raise AwsError("InvalidPart", text)
             found.append(part)
@@ -431,9 +433,9 @@ def _conditions(request: Request, stored: Stored) -> None:
         raise _precondition()
     if (other := headers.get("if-none-match")) and other.strip('"') in ("*", stored.etag):
         raise AwsError("NotModified", "", 304)
-    if since := headers.get("if-unmodified-since"):
-        if int(stored.modified) > parsedate_to_datetime(since).timestamp():
-            raise _precondition()
+    since = headers.get("if-unmodified-since")
+    if since and int(stored.modified) > parsedate_to_datetime(since).timestamp():
+        raise _precondition()
 
 
 def _precondition() -> AwsError:

@@ -5,7 +5,8 @@ import socket
 import threading
 import time
 
-from ..wire import Malformed, Response
+from hydra_trainer.embedded.wire import Malformed, Response
+
 from .api import Api, Broken
 from .wire import LargeWire
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..home import LOCK, hold
-from ..wire import Request
+from hydra_trainer.embedded.home import LOCK, hold
+from hydra_trainer.embedded.wire import Request
+
 from .api import Api
 from .faults import Faults
 from .jobs import OVER, Job, Jobs
@@ -50,6 +51,7 @@ class Service:
         roles: the names of the roles that there are; None for any.
         quotas: how many instances there may be at a time, such as
             {"ml.p4d.24xlarge for training job usage": 0}; others are not limited.
+        instances: how many run at a time; jobs that are one too many are Pending. None: any number.
         account: the id of the AWS account.
         wait: whether to wait for another process that has the home, to its end.
     """
@@ -64,6 +66,7 @@ class Service:
         file_systems: Mapping[str, Path] | None = None,
         roles: set[str] | None = None,
         quotas: Mapping[str, int] | None = None,
+        instances: int | None = None,
         account: str = ACCOUNT,
         wait: bool = False,
     ) -> None:
@@ -77,6 +80,7 @@ class Service:
             "grace": grace,
             "roles": roles,
             "quotas": dict(quotas or {}),
+            "instances": instances,
             "account": account,
         }
         self._wait = wait
@@ -99,7 +103,7 @@ class Service:
         self.api = Api(
             {
                 "sagemaker": Training(settings, self.jobs, self.runs).operations,
-                "logs": Logs(settings, self.jobs).operations,
+                "logs": Logs(settings).operations,
                 **Others(settings).operations,
             },
             S3(self.objects, self.home / "uploads"),

@@ -42,5 +42,6 @@ class Settings:
     file_systems: dict[str, Path] = field(default_factory=dict)
     roles: set[str] | None = None
     quotas: dict[str, int] = field(default_factory=dict)
+    instances: int | None = None
     account: str = ACCOUNT
     endpoint: str = ""

@@ -12,7 +12,7 @@ Mark = tuple[int, int, int]
 class Checkpoints:
     """A folder of an instance whose files go to S3 as they are, and never from it.
 
-    As of the real service, nobody asks whether a file is whole yet; one that is deleted stays in S3.
+    As with the real service, nobody asks whether a file is whole yet; a deleted one stays in S3.
     """
 
     def __init__(self, folder: Path, objects: Objects, uri: str) -> None:

@@ -124,9 +124,8 @@ class Training:
     def _delete(self, call: Call) -> Object:
         job = self._job(call)
         if not job.is_over:
-            raise validation(
-                f"The request was rejected because the training job is in status {job.status}."
-            )
+            text = f"The request was rejected because the training job is in status {job.status}."
+            raise AwsError("ResourceInUse", text)
         self._jobs.remove(job)
         return {}
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import BinaryIO
 
-from ..wire import BODY_LIMIT, PHRASES, Malformed, Response, Wire
+from hydra_trainer.embedded.wire import BODY_LIMIT, PHRASES, Malformed, Response, Wire
 
 PUT_LIMIT = 5 << 30
 """Bytes of a PUT to S3, or of one part."""
