@@ -258,6 +258,10 @@ def test_kubectl_is_told_of_unknown_fields(cluster: Embedded) -> None:
     told = kubectl(cluster, "apply", "-f", "-", stdin=yaml.safe_dump(job(replicaz=1)))
     assert 'strict decoding error: unknown field "spec.replicaz"' in told
     assert cluster.store.list("pytorchjobs.kubeflow.org")[0] == []
+    text = yaml.safe_dump(job(replicaz=1, other=2))
+    told = kubectl(cluster, "apply", "--validate=warn", "-f", "-", stdin=text)
+    assert 'Warning: unknown field "spec.other"\n' in told
+    assert 'Warning: unknown field "spec.replicaz"\n' in told
 
 
 def test_kubectl_applies_on_the_server(cluster: Embedded) -> None:
@@ -567,7 +571,8 @@ def test_unknown_fields_are_refused_or_taken_away(client: Client) -> None:
     )
     made = client.create(JOBS, odd)
     assert made.body["spec"] == job()["spec"]
-    assert "unknown field spec.replicaz" in made.headers["warning"]
+    warnings = made.headers["warning"].split(", ")
+    assert warnings[1] == r'299 - "unknown field \"spec.replicaz\""'
     patch = {"spec": {"replicaz": 1}}
     path = f"{JOBS}/a?fieldValidation="
     assert client.ask("PATCH", f"{path}Strict", patch, kind=MERGE).code == 400
@@ -596,6 +601,140 @@ def test_the_webhook_of_the_operator_denies(client: Client) -> None:
         'admission webhook "validator.pytorchjob.training-operator.kubeflow.org" denied the '
         "request: spec.pytorchReplicaSpecs[Master].replicas: "
     )
+
+
+def test_the_number_of_workers_is_checked_for_scale_first(client: Client) -> None:
+    odd = job()
+    roles = odd["spec"]["pytorchReplicaSpecs"]
+    roles["Worker"] = {**roles["Master"], "replicas": -1}
+    answer = client.create(JOBS, odd)
+    assert (answer.code, answer.message) == (
+        422,
+        'PyTorchJob.kubeflow.org "a" is invalid: .spec.pytorchReplicaSpecs.Worker.replicas: '
+        "Invalid value: -1: should be a non-negative integer",
+    )
+    roles["Worker"]["replicas"] = 0
+    assert client.create(JOBS, odd).code == 403
+
+
+def test_the_webhook_of_the_operator_warns(client: Client) -> None:
+    elastic = job(elasticPolicy={"nProcPerNode": 2})
+    roles = elastic["spec"]["pytorchReplicaSpecs"]
+    roles["Worker"] = roles.pop("Master")
+    assert client.create(JOBS, elastic).headers["warning"] == (
+        '299 - "spec.elasticPolicy.nProcPerNode is deprecated, use spec.nprocPerNode instead"'
+    )
+
+
+TRAIN = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/default/"
+
+
+@pytest.fixture
+def runtime(client: Client, cluster: Embedded) -> Iterator[str]:
+    containers = {"containers": [{"name": "node", "image": "i"}]}
+    node = {"name": "node", "template": {"spec": {"template": {"spec": containers}}}}
+    spec = {"template": {"spec": {"replicatedJobs": [node]}}}
+    client.create(TRAIN + "trainingruntimes", {"metadata": {"name": "r"}, "spec": spec})
+    yield "r"
+    cluster.store.remove("trainingruntimes.trainer.kubeflow.org", "default", "r")
+
+
+def train(name: str = "a", **spec: Any) -> Object:
+    reference = {"kind": "TrainingRuntime", "name": "r"}
+    return {"metadata": {"name": name}, "spec": {"runtimeRef": reference, **spec}}
+
+
+def patch_of(job: str, container: str, **pod: Any) -> list[Object]:
+    """Return the runtimePatches for a container of a replicated job."""
+    spec = {"containers": [{"name": container}], **pod}
+    inner = {"name": job, "template": {"spec": {"template": {"spec": spec}}}}
+    runtime = {"template": {"spec": {"replicatedJobs": [inner]}}}
+    return [{"manager": "a.io/b", "trainingRuntimeSpec": runtime}]
+
+
+INVALID = 'TrainJob.trainer.kubeflow.org "{}" is invalid: '
+DENIED = 'admission webhook "validator.trainjob.trainer.kubeflow.org" denied the request: '
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "head", "words"),
+    [
+        (train("1a"), 422, INVALID.format("1a") + "<nil>: Invalid value: ", "must match RFC 1035"),
+        (train("a" * 64), 422, "", "<nil>: Invalid value: metadata.name must be no more than 63"),
+        (train(managedBy="me"), 422, INVALID.format("a"), 'spec.managedBy: Invalid value: "me": M'),
+        (train(activeDeadlineSeconds=0), 422, INVALID.format("a"), "spec.activeDeadlineSeconds"),
+        (train(initializer={"model": {"storageUri": "x"}}), 422, "", "it must be a valid URI"),
+        (train(trainer={"env": [{"name": "PET_NNODES"}]}), 403, DENIED, "must not have reserved"),
+        (train(initializer={"dataset": {}}), 403, DENIED, "must have dataset-initializer job when"),
+        (
+            train(runtimePatches=patch_of("other", "node")),
+            403,
+            DENIED,
+            "must not have replicated job that doesn't exist in the runtime job template",
+        ),
+        (
+            train(runtimePatches=patch_of("node", "other")),
+            403,
+            DENIED + "spec.runtimePatches: Invalid value: ",
+            "must not have container that doesn't exist in the runtime job node",
+        ),
+        (train(trainer={"numNodes": 0}), 201, "", ""),
+    ],
+)
+def test_what_a_trainjob_may_be(
+    client: Client, runtime: str, body: Object, code: int, head: str, words: str
+) -> None:
+    answer = client.create(TRAIN + "trainjobs", body, dryRun="All")
+    assert answer.code == code
+    if code != 201:
+        assert answer.message.startswith(head)
+        assert words in answer.message
+
+
+@pytest.mark.parametrize(
+    ("spec", "code", "words"),
+    [
+        ({"activeDeadlineSeconds": 5}, 422, "Invalid value: 5: field is immutable"),
+        ({"runtimeRef": {"name": "other"}}, 422, "spec.runtimeRef: Invalid value: field is immut"),
+        ({"trainer": {"numNodes": 2}}, 200, ""),  # there was none: nothing to compare it with
+        (
+            {"runtimePatches": patch_of("node", "node")},
+            403,
+            "spec.runtimePatches: Forbidden: RuntimePatches can only be modified when the TrainJob "
+            "is suspended before or after the update",
+        ),
+        ({"runtimePatches": patch_of("node", "node"), "suspend": True}, 200, ""),
+    ],
+)
+def test_what_of_a_trainjob_may_be_changed(
+    client: Client, runtime: str, spec: Object, code: int, words: str
+) -> None:
+    client.create(TRAIN + "trainjobs", train(activeDeadlineSeconds=9))
+    answer = client.ask("PATCH", TRAIN + "trainjobs/a?dryRun=All", {"spec": spec}, kind=MERGE)
+    assert answer.code == code
+    assert words in str(answer.body.get("message", ""))
+
+
+def test_the_pods_of_a_trainjob_are_not_changed_while_there_are_some(
+    client: Client, runtime: str, cluster: Embedded
+) -> None:
+    client.create(TRAIN + "trainjobs", train(suspend=True))
+    active = {"name": "node", "ready": 0, "succeeded": 0, "failed": 0, "active": 1, "suspended": 0}
+    jobset = {"metadata": {"name": "a"}, "status": {"replicatedJobsStatus": [active]}}
+    cluster.store.create("jobsets.jobset.x-k8s.io", "default", jobset)
+    patch = {"spec": {"runtimePatches": patch_of("node", "node")}}
+    answer = client.ask("PATCH", TRAIN + "trainjobs/a", patch, kind=MERGE)
+    cluster.store.remove("jobsets.jobset.x-k8s.io", "default", "a")
+    assert "JobSet's ReplicatedJob node is still active" in answer.message
+
+
+def test_the_queue_of_a_gang_scheduler_stays(client: Client) -> None:
+    client.create(JOBS, job(runPolicy={"schedulingPolicy": {"queue": "a"}}))
+    patch = {"spec": {"runPolicy": {"schedulingPolicy": {"queue": "b"}}}}
+    answer = client.ask("PATCH", f"{JOBS}/a", patch, kind=MERGE)
+    path = "spec.runPolicy.schedulingPolicy.queue"
+    assert answer.code == 422
+    assert answer.message.endswith(f'{path}: Invalid value: "b": {path} is immutable')
 
 
 # --------------------------------------------------------------------------------- lists and pages

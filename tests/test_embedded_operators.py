@@ -10,6 +10,7 @@ import pytest
 
 from hydra_trainer.embedded.control import Family, find, holds
 from hydra_trainer.embedded.kubelet import NODE
+from hydra_trainer.embedded.pytorch_env import defaulted, variables
 from hydra_trainer.embedded.store import Store
 from hydra_trainer.embedded.trainer import jobset_of
 from hydra_trainer.embedded.training_operator import PyTorchJobs
@@ -117,9 +118,66 @@ def test_each_pod_has_the_operators_labels_and_a_service(world: World) -> None:
     assert "initContainers" not in master["spec"]
     assert [one["name"] for one in worker["spec"]["initContainers"]] == ["init-pytorch"]
     assert (master["spec"]["restartPolicy"], master["spec"]["nodeName"]) == ("Never", NODE)
-    service = world.until("services", "job-worker-0", bool)
+    service = world.until("services", "job-master-0", bool)
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["ports"][0]["port"] == 23456
+    # The Service of a pod has and looks for less than the pod has: no role in the job.
+    chosen = {**common, front + "replica-type": "master", front + "replica-index": "0"}
+    assert service["metadata"]["labels"] == service["spec"]["selector"] == chosen
+
+
+def test_a_service_has_all_ports_of_the_training_container(world: World) -> None:
+    job = pytorchjob("job", FOREVER)
+    container = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    container["ports"] = [{"name": "debug", "containerPort": 5678}]
+    world.create(job)
+    ports = world.until("services", "job-master-0", bool)["spec"]["ports"]
+    named = {port["name"]: port["port"] for port in ports}
+    assert named == {"debug": 5678, "pytorchjob-port": 23456}
+
+
+def test_fewer_workers_leave_fewer_pods_and_services(world: World) -> None:
+    world.create(pytorchjob("job", None, FOREVER, workers=2, elasticPolicy=ELASTIC))
+    world.running("job-worker-1")
+
+    def shrink(job: Object) -> None:
+        job["spec"]["pytorchReplicaSpecs"]["Worker"]["replicas"] = 1
+
+    world.store.change(JOBS, "default", "job", shrink)
+    world.gone("pods", "job-worker-1")
+    world.gone("services", "job-worker-1")
+    assert world.running("job-worker-0")
+
+
+def test_a_name_that_is_too_long_for_a_service(world: World) -> None:
+    """No webhook says so, and the job never gets a status."""
+    name = "a" * 55
+    world.create(pytorchjob(name, FOREVER))
+    told = world.told(name, "FailedCreateService")
+    assert told.startswith(f'Error creating: Service "{name}-master-0" is invalid: metadata.name: ')
+    assert told.endswith("must be no more than 63 characters")
+    assert world.running(f"{name}-master-0")
+    assert "status" not in (world.get(JOBS, name) or {})
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ({"nProcPerNode": 4, "rdzvConf": [{"key": "a", "value": "b"}]}, "a=b"),
+        ({"rdzvConf": []}, None),
+    ],
+)
+def test_odd_elastic_policies(more: Object, wanted: str | None) -> None:
+    """nProcPerNode does not count in WORLD_SIZE; the operator panics at an empty rdzvConf."""
+    job = pytorchjob("job", "", "", workers=2, elasticPolicy={**ELASTIC, **more})
+    del job["spec"]["nprocPerNode"]
+    if wanted is None:
+        with pytest.raises(ValueError, match="rdzvConf is empty"):
+            variables("job", defaulted(job), "Master", 0)
+        return
+    env = {one["name"]: one["value"] for one in variables("job", defaulted(job), "Master", 0)}
+    assert (env["WORLD_SIZE"], env["PET_NPROC_PER_NODE"]) == ("3", "4")
+    assert (env["PET_RDZV_CONF"], env["PET_NNODES"]) == (wanted, "1:3")
 
 
 def test_a_job_that_succeeds(world: World, tmp_path: Path) -> None:
@@ -199,9 +257,19 @@ def test_it_counts_them_in_pods_that_run(phase: str, fails: bool) -> None:
         "job-master-0",
         lambda pod: pod["status"].update(phase=phase, containerStatuses=[status]),
     )
-    family.note("ADDED", "pods", store.get("pods", "default", "job-master-0"))
+    for resource in ("pods", "services"):
+        family.note("ADDED", resource, store.get(resource, "default", "job-master-0"))
     operator.reconcile(store.get(JOBS, "default", "job"))
     assert holds(store.get(JOBS, "default", "job")["status"], "Failed") is fails
+
+
+def test_a_backoff_limit_of_zero_ends_the_job_with_its_first_pod(world: World) -> None:
+    world.create(pytorchjob("job", "exit 137", run={"backoffLimit": 0}))
+    job = world.ended(JOBS, "job", "Failed")
+    failed = find(job["status"]["conditions"], "Failed") or {}
+    assert failed["message"].endswith("it has reached the specified backoff limit")
+    assert job["status"]["completionTime"]
+    assert world.pod("job-master-0", "Failed")
 
 
 def test_a_retryable_exit_code_makes_the_pod_anew_without_end(world: World, tmp_path: Path) -> None:
@@ -300,6 +368,28 @@ def test_what_pods_wait_for_is_repeated_at_the_job(world: World) -> None:
     assert world.told("job", "ImagePullBackOff") == (
         "Error pod job-master-0 container pytorch waiting message: "
         'Back-off pulling image "no-such-image"'
+    )
+
+
+def test_what_the_containers_before_wait_for_is_not_repeated(world: World) -> None:
+    """For there are statuses of the others by then. It stands at the pod."""
+    job = pytorchjob("job", "true")
+    pod_spec = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    pod_spec["initContainers"] = [shell("true", "before", image="no-such-image")]
+    world.create(job)
+    world.told("job-master-0", "Failed", "no-such-image")
+    world.until("pods", "job-master-0", lambda pod: "initContainerStatuses" in pod["status"])
+    assert not [text for _, text in world.events("job") if "no-such-image" in text]
+
+
+def test_a_container_beside_that_failed_is_told_at_the_job(world: World) -> None:
+    job = pytorchjob("job", FOREVER)
+    pod_spec = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    pod_spec["containers"].append(shell("echo why >$TERMINATION; exit 3", "beside"))
+    world.create(job)
+    text = world.told("job", "Error")
+    assert text.startswith(
+        "Error pod job-master-0 container beside exitCode: 3 terminated message:"
     )
 
 
@@ -414,6 +504,55 @@ def test_a_trainjob_is_suspended_and_goes_on(world: World) -> None:
     suspend(world, True, TRAINJOBS)
     world.wait(lambda: not world.pods())
     world.ended(TRAINJOBS, "job", "Suspended")
+
+
+def test_a_suspended_trainjob_may_be_moved(world: World) -> None:
+    """As Kueue does it: it writes where the pods are to run, and lets the job go on."""
+    world.create(runtime(FOREVER))
+    world.create(trainjob(suspend=True))
+    world.until("jobs.batch", "job-node-0", lambda job: holds(job.get("status"), "Suspended"))
+    place = {"nodeSelector": {"zone": "a"}, "tolerations": [{"operator": "Exists"}]}
+    pod_patch = {"metadata": {"labels": {"by": "kueue"}}, "spec": place}
+
+    def move(job: Object) -> None:
+        inner = {"name": "node", "template": {"spec": {"template": pod_patch}}}
+        patch = {"template": {"spec": {"replicatedJobs": [inner]}}}
+        job["spec"]["runtimePatches"] = [{"manager": "k/m", "trainingRuntimeSpec": patch}]
+
+    world.store.change(TRAINJOBS, "default", "job", move)
+    suspend(world, False, TRAINJOBS)
+    (pod,) = world.wait(lambda: batch_pods(world))
+    assert pod["spec"]["nodeSelector"] == {"zone": "a"}
+    assert {"operator": "Exists"} in pod["spec"]["tolerations"]
+    assert pod["metadata"]["labels"]["by"] == "kueue"
+
+
+def test_initializers_come_before_the_trainer(world: World) -> None:
+    made = runtime("true")
+    fetch = {
+        "name": "dataset-initializer",
+        "template": {
+            "metadata": {"labels": {"trainer.kubeflow.org/trainjob-ancestor-step": DATA}},
+            "spec": {"template": template("env", DATA, restartPolicy="Never")},
+        },
+    }
+    jobs = made["spec"]["template"]["spec"]["replicatedJobs"]
+    jobs[0]["dependsOn"] = [{"name": DATA, "status": "Complete"}]
+    jobs.insert(0, fetch)
+    world.create(made)
+    env = [{"name": "OWN", "value": "1"}]
+    given = {"storageUri": "hf://a/b", "env": env, "secretRef": {"name": "key"}}
+    secret = {"metadata": {"name": "key"}, "data": {"TOKEN": "eA=="}}
+    world.store.create("secrets", "default", secret)
+    world.create(trainjob(initializer={"dataset": given}))
+    world.ended(TRAINJOBS, "job", "Complete")
+    labels = f"batch.kubernetes.io/job-name=job-{DATA}-0"
+    (pod,) = world.store.list("pods", labels=labels)[0]
+    said = world.log(pod, container=DATA).splitlines()
+    assert {"STORAGE_URI=hf://a/b", "OWN=1", "TOKEN=x"} <= {*said}
+
+
+DATA = "dataset-initializer"
 
 
 def test_the_deadline_of_a_trainjob(world: World) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 from hydra_trainer.eks.rules import webhook_problems
 from hydra_trainer.eks.schema import schema_problems
+from hydra_trainer.eks.templates import dig
 
-from . import refusals
+from . import refusals, trainer_webhook
 from .kinds import Kind
 from .refusals import ApiError
 from .store import Store
@@ -41,29 +42,33 @@ class Admission:
         self._store = store
 
     def create(self, kind: Kind, namespace: str, obj: Object, validation: str) -> list[str]:
-        """Look at a new object; return the unknown fields, which are taken away.
+        """Look at a new object; take unknown fields away, and return what to warn of.
 
         Raises ApiError; for unknown fields too if the validation is Strict.
         """
-        found, unknown = _schema(kind, obj, validation)
+        found, warnings = _schema(kind, obj, validation)
         if kind.namespaced:
             self._check_namespace(kind, namespace, obj)
-        _refuse(kind, obj, [*metadata_problems(kind, obj), *value_problems(kind, obj), *found])
-        self._webhooks(kind, namespace, obj)
-        return unknown
+        rules, denied = _rules(kind, obj)
+        problems = [*metadata_problems(kind, obj), *value_problems(kind, obj), *found, *rules]
+        _refuse(kind, obj, problems)
+        self._webhooks(kind, namespace, denied, obj)
+        return [*warnings, *_deprecated(kind, obj)]
 
     def update(self, kind: Kind, before: Object, obj: Object, validation: str) -> list[str]:
         """Look at the new version of an object, in the same way."""
-        found, unknown = _schema(kind, obj, validation)
+        found, warnings = _schema(kind, obj, validation)
+        rules, denied = _rules(kind, obj)
         problems = [
             *metadata_problems(kind, obj),
             *value_problems(kind, obj),
             *found,
+            *rules,
             *fixed_problems(kind, before, obj),
         ]
         _refuse(kind, obj, problems)
-        self._webhooks(kind, before["metadata"].get("namespace", ""), obj)
-        return unknown
+        self._webhooks(kind, before["metadata"].get("namespace", ""), denied, obj, before)
+        return [*warnings, *_deprecated(kind, obj)]
 
     def conditional(self, kind: Kind, obj: Object) -> None:
         """Refuse to replace a custom object, whatever it is by now. Raises ApiError 422."""
@@ -80,34 +85,22 @@ class Admission:
             )
             raise refusals.forbidden(kind.resource, obj["metadata"].get("name", ""), why)
 
-    def _webhooks(self, kind: Kind, namespace: str, obj: Object) -> None:
-        if kind.resource not in WEBHOOKS:
-            return
-        problems = [f"{path}: {message}" for path, message, _ in webhook_problems(obj)]
-        if kind.kind == "TrainJob" and not problems:
-            problems = self._runtime_problems(namespace, obj)
-        if problems:
-            text = problems[0] if len(problems) == 1 else f"[{', '.join(problems)}]"
+    def _webhooks(
+        self,
+        kind: Kind,
+        namespace: str,
+        denied: list[str],
+        obj: Object,
+        before: Object | None = None,
+    ) -> None:
+        """Refuse what a webhook denies: for what is in the object, or for what is around it."""
+        if kind.kind == "TrainJob" and not denied:
+            denied = trainer_webhook.problems(self._store, namespace, obj, before)
+        if denied:
+            text = denied[0] if len(denied) == 1 else f"[{', '.join(denied)}]"
             name = WEBHOOKS[kind.resource]
             message = f'admission webhook "{name}" denied the request: {text}'
             raise ApiError(403, "Forbidden", message)
-
-    def _runtime_problems(self, namespace: str, job: Object) -> list[str]:
-        """Tell whether the runtime of a TrainJob is missing."""
-        reference = (job.get("spec") or {}).get("runtimeRef") or {}
-        kind = reference.get("kind", "ClusterTrainingRuntime")
-        resource = f"{kind.lower()}s.trainer.kubeflow.org"
-        name = str(reference.get("name"))
-        try:
-            self._store.record(resource, namespace if kind == "TrainingRuntime" else "", name)
-        except ApiError:
-            lower = kind[0].lower() + kind[1:]
-            return [
-                f"spec.runtimeRef: Invalid value: {refusals.quoted(reference)}: "
-                f'{kind}.trainer.kubeflow.org "{name}" not found: specified {lower} must be '
-                "created before the TrainJob is created"
-            ]
-        return []
 
 
 def check_body(kind: Kind, namespace: str, name: str, obj: Any) -> Object:
@@ -175,6 +168,11 @@ METADATA: dict[str, Callable[[Any], bool]] = {
 }
 
 
+def check_metadata(kind: Kind, obj: Object) -> None:
+    """Raise ApiError 422 for a name, label or annotation that no object can have."""
+    _refuse(kind, obj, metadata_problems(kind, obj))
+
+
 def check_size(text: bytes) -> None:
     """Raise ApiError 500 for an object that etcd would not take."""
     if len(text) > OBJECT_LIMIT:
@@ -203,17 +201,40 @@ def _refuse(kind: Kind, obj: Object, problems: Iterable[Problem]) -> None:
 
 # -------------------------------------------------------------------------------- schemas, webhooks
 
+CRD_RULES = ("metadata.name", "spec.managedBy", "spec.initializer.")
+"""What of a TrainJob its CustomResourceDefinition has rules for: the webhook is not asked."""
+
+
+def _rules(kind: Kind, obj: Object) -> tuple[list[Problem], list[str]]:
+    """Return what the rules of a CustomResourceDefinition refuse, and what a webhook does."""
+    rules, denied = [], []
+    for path, message, _ in webhook_problems(obj) if kind.resource in WEBHOOKS else ():
+        if kind.kind != "TrainJob" or not path.startswith(CRD_RULES):
+            denied.append(f"{path}: {message}")
+        elif path == "metadata.name":  # a rule of the whole object has no path, and no value
+            rules.append(Problem("<nil>", f"Invalid value: {message.rpartition(': ')[2]}"))
+        else:
+            rules.append(Problem(path, message))
+    return rules, denied
+
+
+def _deprecated(kind: Kind, obj: Object) -> list[str]:
+    """Return what the operator's webhook warns of."""
+    if kind.kind == "PyTorchJob" and "nProcPerNode" in dig(obj, "spec", "elasticPolicy"):
+        return ["spec.elasticPolicy.nProcPerNode is deprecated, use spec.nprocPerNode instead"]
+    return []
+
 
 def _schema(kind: Kind, obj: Object, validation: str) -> tuple[list[Problem], list[str]]:
-    """Return what has a wrong type, and the unknown fields: refused (400), or taken away.
+    """Return what has a wrong type, and a warning for each unknown field, which is taken away.
 
     What a built-in kind cannot hold fails when it is decoded (400), with custom ones later (422).
     """
     found = [problem for problem in schema_problems(obj) if problem.severity == "error"]
     unknown = [one.path for one in found if one.message.startswith("unknown field")]
+    warnings = [f'unknown field "{path}"' for path in unknown]
     if unknown and validation == "Strict":
-        words = ", ".join(f'unknown field "{path}"' for path in unknown)
-        raise _undecodable(kind, f"strict decoding error: {words}")
+        raise _undecodable(kind, f"strict decoding error: {', '.join(warnings)}")
     wrong = [one for one in found if one.path not in unknown]
     if not kind.custom:
         for path, message, _ in wrong:
@@ -221,7 +242,8 @@ def _schema(kind: Kind, obj: Object, validation: str) -> tuple[list[Problem], li
                 raise _undecodable(kind, f"json: {path}: {message}")
     for path in unknown:
         _take_away(obj, path)
-    return [Problem(one.path, one.message, "FieldValueTypeInvalid") for one in wrong], unknown
+    mistyped = [Problem(one.path, one.message, "FieldValueTypeInvalid") for one in wrong]
+    return mistyped, [] if validation == "Ignore" else warnings
 
 
 def _undecodable(kind: Kind, why: str) -> ApiError:

@@ -33,6 +33,12 @@ GROUP = "jobset.sigs.k8s.io"
 RESTARTS = f"{GROUP}/restart-attempt"
 FIRST = "(first failed job: {})"
 
+PLACEMENT = {
+    "metadata": ("labels", "annotations"),
+    "spec": ("nodeSelector", "tolerations", "schedulingGates"),
+}
+"""What of its pod template a Job that goes on takes from its JobSet again."""
+
 
 class JobSets:
     """The JobSet controller."""
@@ -185,16 +191,32 @@ class _Turn:
     def _suspend_or_resume(self) -> None:
         for job in self.active:
             if bool(job["spec"].get("suspend")) is not self.is_suspended:
-
-                def change(found: Object) -> None:
-                    found["spec"]["suspend"] = self.is_suspended
-
                 with contextlib.suppress(ApiError):
-                    self.store.change("jobs.batch", *where(job), change)
+                    self.store.change("jobs.batch", *where(job), self._toggle)
         if self.is_suspended:
             self._settle("True", "SuspendedJobs", "jobset is suspended")
         elif holds(self.status, "Suspended"):
             self._settle("False", "ResumeJobs", "jobset is resumed")
+
+    def _toggle(self, job: Object) -> None:
+        """Let a job be suspended, or go on with what the JobSet says by now of where it is to run.
+
+        Kueue writes that while a JobSet is suspended.
+        """
+        job["spec"]["suspend"] = self.is_suspended
+        if self.is_suspended:
+            return
+        name = labels_of(job)[f"{GROUP}/replicatedjob-name"]
+        replicated = next(one for one in self.replicated if one["name"] == name)
+        theirs, own = replicated["template"]["spec"]["template"], job["spec"]["template"]
+        for part, keys in PLACEMENT.items():
+            for key in keys:
+                old, new = (one.get(part, {}).get(key) for one in (own, theirs))
+                if isinstance(new, dict):
+                    own.setdefault(part, {})[key] = {**(old or {}), **new}
+                elif new:
+                    more = [one for one in new if one not in (old or ())]
+                    own.setdefault(part, {})[key] = [*(old or ()), *more]
 
     def _settle(self, value: str, reason: str, message: str) -> None:
         if settle(self.status, "Suspended", value, reason, message):

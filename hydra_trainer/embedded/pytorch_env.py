@@ -51,6 +51,15 @@ def _role(role: Object) -> Object:
     return dict(role)
 
 
+def ports_of(role: Object) -> list[Object]:
+    """Return the ports of the Service of each pod of a role: those of its training container."""
+    for container in role["template"]["spec"]["containers"]:
+        if container["name"] == CONTAINER:
+            named = {port.get("name"): port["containerPort"] for port in container["ports"]}
+            return [{**({"name": name} if name else {}), "port": at} for name, at in named.items()]
+    return []
+
+
 def port_of(role: Object) -> int:
     """Return the port at which the pods of a role are reached."""
     for container in role["template"]["spec"]["containers"]:
@@ -70,18 +79,13 @@ def variables(name: str, spec: Object, role: str, index: int) -> list[Object]:
         spec: as `defaulted` returns it.
     """
     found = [("PYTHONUNBUFFERED", 1), *_master(name, spec, role, index)]
-    if each := _processes(spec):
+    if each := spec.get("nprocPerNode"):
         found.append(("PET_NPROC_PER_NODE", each))
     if spec.get("elasticPolicy"):
         found += _elastic(name, spec)
     else:
         found.append(("PET_NNODES", _total(spec)))
     return [{"name": key, "value": str(value)} for key, value in found]
-
-
-def _processes(spec: Object) -> str:
-    elastic = spec.get("elasticPolicy") or {}
-    return str(spec.get("nprocPerNode") or elastic.get("nProcPerNode") or "")
 
 
 def _total(spec: Object) -> int:
@@ -93,10 +97,11 @@ def _master(name: str, spec: Object, role: str, index: int) -> Variables:
     master = spec["pytorchReplicaSpecs"].get("Master")
     if not master:
         return
-    port, rank, each = port_of(master), index + (role == "Worker"), _processes(spec)
+    port, rank, each = port_of(master), index + (role == "Worker"), spec.get("nprocPerNode", "")
     yield from (("MASTER_PORT", port), ("PET_MASTER_PORT", port))
     yield from ((key, f"{name}-master-0") for key in ("MASTER_ADDR", "PET_MASTER_ADDR"))
-    # "auto" counts as one process, and RANK is that of the pod: nobody but torchrun can use them.
+    # "auto" counts as one process, elasticPolicy.nProcPerNode does not count, and RANK is that of
+    # the pod: nobody but torchrun can use them.
     yield "WORLD_SIZE", _total(spec) * (int(each) if each.isdigit() else 1)
     yield from (("RANK", rank), ("PET_NODE_RANK", rank))
 
@@ -109,9 +114,13 @@ def _elastic(name: str, spec: Object) -> Variables:
     yield "PET_NNODES", f"{policy['minReplicas']}:{policy['maxReplicas']}"
     if "maxRestarts" in policy:
         yield "PET_MAX_RESTARTS", policy["maxRestarts"]
+    if "nProcPerNode" in policy:
+        yield "PET_NPROC_PER_NODE", policy["nProcPerNode"]
     if "rdzvId" in policy:
         yield "PET_RDZV_ID", policy["rdzvId"]
-    if conf := policy.get("rdzvConf"):
+    if (conf := policy.get("rdzvConf")) is not None:
+        if not conf:
+            raise ValueError("spec.elasticPolicy.rdzvConf is empty: here the operator panics")
         yield "PET_RDZV_CONF", ",".join(f"{one['key']}={one['value']}" for one in conf)
     if policy.get("standalone"):
         yield "PET_STANDALONE", ""

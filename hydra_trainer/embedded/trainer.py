@@ -35,6 +35,7 @@ ANCESTOR = "trainer.kubeflow.org/trainjob-ancestor-step"
 INDEX_FIELD = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 PORT = 29500
 NODE = "node"
+INITIALIZER = "-initializer"
 JOBSETS = "jobsets.jobset.x-k8s.io"
 RUNTIMES = {
     "TrainingRuntime": "trainingruntimes.trainer.kubeflow.org",
@@ -112,19 +113,19 @@ class TrainJobs:
     # ---------------------------------------------------------------------------------- the JobSet
 
     def _make(self, job: Object) -> None:
-        """Create the JobSet, or let it be suspended or go on."""
+        """Create the JobSet; suspended, it is made anew, or let go on, in its place."""
         there = self._family.children(job, JOBSETS)
         suspend = bool(job["spec"].get("suspend"))
-        if there:
-
-            def change(found: Object) -> None:
-                if bool(found["spec"].get("suspend")) is not suspend:
-                    found["spec"]["suspend"] = suspend
-
-            self._store.change(JOBSETS, *where(there[0]), change)
+        if there and not suspend and not there[0]["spec"].get("suspend"):
             return
         try:
-            self._store.create(JOBSETS, where(job)[0], jobset_of(job, self._runtime(job)))
+            made = jobset_of(job, self._runtime(job))
+            if there:
+                self._store.change(
+                    JOBSETS, *where(there[0]), lambda found: found["spec"].update(made["spec"])
+                )
+            else:
+                self._store.create(JOBSETS, where(job)[0], made)
         except ApiError as error:
             text = f"TrainJob resources reconciliation failed: {error.message}"
             self._events.tell(job, "TrainJobResourcesCreationFailed", text[:1000], "Warning")
@@ -186,8 +187,11 @@ def jobset_of(job: Object, runtime: Object) -> Object:
         for patch in _pod_patches(job, replicated["name"]):
             pod = patches.strategic(pod, patch)
         replicated["template"]["spec"]["template"] = pod
-        if labels_of(replicated["template"]).get(ANCESTOR) == "trainer":
+        step = labels_of(replicated["template"]).get(ANCESTOR, "")
+        if step == "trainer":
             _train(job, runtime, replicated)
+        elif step.endswith(INITIALIZER):
+            _initialize(job, replicated, step)
     spec["suspend"] = bool(job["spec"].get("suspend"))
     labels = {**(meta.get("labels") or {}), **(job["spec"].get("labels") or {})}
     annotations = {**(meta.get("annotations") or {}), **(job["spec"].get("annotations") or {})}
@@ -225,6 +229,22 @@ def _pod_patches(job: Object, name: str) -> Iterator[Object]:
 def _is_meant(override: Object, name: str) -> bool:
     targets = override.get("targetJobs") or ()
     return not targets or any(one["name"] == name for one in targets)
+
+
+def _initialize(job: Object, replicated: Object, step: str) -> None:
+    """Put what a TrainJob says about its data or model into the replicated job that fetches it."""
+    replicated["replicas"] = 1
+    given = (job["spec"].get("initializer") or {}).get(step.removesuffix(INITIALIZER)) or {}
+    for container in replicated["template"]["spec"]["template"]["spec"]["containers"]:
+        if container["name"] != step:
+            continue
+        if "storageUri" in given:
+            uri = {"name": "STORAGE_URI", "value": given["storageUri"]}
+            container["env"] = _upserted(container.get("env"), [uri])
+        if "env" in given:
+            container["env"] = _upserted(container.get("env"), given["env"])
+        if "secretRef" in given:
+            container.setdefault("envFrom", []).append({"secretRef": given["secretRef"]})
 
 
 def _train(job: Object, runtime: Object, replicated: Object) -> None:

@@ -5,9 +5,10 @@ in kubeflow/trainer v1.9.4: pkg/controller.v1/{common,pytorch}, pkg/core, pkg/ut
 """
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from .admission import check_metadata
 from .control import (
     Family,
     Key,
@@ -22,13 +23,13 @@ from .control import (
     write_status,
 )
 from .events import Recorder
+from .kinds import BY_RESOURCE
 from .metadata import copied, now
 from .pytorch_env import (
     CONTAINER,
-    PORT_NAME,
     defaulted,
     init_container,
-    port_of,
+    ports_of,
     variables,
 )
 from .refusals import ApiError
@@ -145,7 +146,8 @@ class _Turn:
         limit = self.policy.get("backoffLimit")
         if limit is not None:
             restarts = sum(map(self._restarts, self.pods))
-            if restarts > 0 if limit == 0 else restarts >= limit:
+            # Pods that failed count as one retry: the operator's own number of them is always 0.
+            if restarts > 0 or self._has_new_failure if limit == 0 else restarts >= limit:
                 why = "it has reached the specified backoff limit"
                 return f"Job {self.name} has failed because {why}"
         seconds, started = self.policy.get("activeDeadlineSeconds"), self.status.get("startTime")
@@ -153,6 +155,15 @@ class _Turn:
             why = "it was active longer than specified deadline"
             return f"Job {self.name} has failed because {why}"
         return ""
+
+    @property
+    def _has_new_failure(self) -> bool:
+        """Whether a pod has failed that the status does not count yet."""
+        counts = (self.status.get("replicaStatuses") or {}).values()
+        failed = sum(phase_of(pod) == "Failed" for pod in self.pods)
+        wanted = sum(role["replicas"] for role in self.roles.values())
+        is_new = failed > sum(int(one.get("failed", 0)) for one in counts)
+        return is_new and sum(map(_is_active, self.pods)) != wanted
 
     def _restarts(self, pod: Object) -> int:
         """Return the restarts that backoffLimit counts: in place, of pods that run."""
@@ -232,16 +243,21 @@ class _Turn:
         self._create("pods", "Pod", {"metadata": meta, "spec": pod})
 
     def _services(self, role: str) -> None:
-        services = self.operator.family.children(self.job, "services")
-        there = {one["metadata"]["name"] for one in services}
-        for index in range(self.roles[role]["replicas"]):
-            name = f"{self.name}-{role.lower()}-{index}"
-            if name not in there:
-                labels = {f"{GROUP}/{k}": v for k, v in self._labels(role, index).items()}
-                ports = [{"name": PORT_NAME, "port": port_of(self.roles[role])}]
-                spec = {"clusterIP": "None", "selector": labels, "ports": ports}
-                meta = {"name": name, "labels": labels}
-                self._create("services", "Service", {"metadata": meta, "spec": spec})
+        there = {
+            int(labels_of(one)[f"{GROUP}/replica-index"]): one
+            for one in self.operator.family.children(self.job, "services")
+            if labels_of(one).get(f"{GROUP}/replica-type") == role.lower()
+        }
+        wanted = range(self.roles[role]["replicas"])
+        for index in (one for one in wanted if one not in there):
+            found = {**self._labels(role), "replica-index": str(index)}
+            labels = {f"{GROUP}/{key}": value for key, value in found.items()}
+            ports = ports_of(self.roles[role])
+            spec = {"clusterIP": "None", "selector": labels, "ports": ports}
+            meta = {"name": f"{self.name}-{role.lower()}-{index}", "labels": labels}
+            self._create("services", "Service", {"metadata": meta, "spec": spec})
+        for index in (one for one in there if one not in wanted):
+            self._delete("services", "Service", there[index])
 
     def _labels(self, role: str, index: int | None = None) -> dict[str, str]:
         """Return the operator's labels, without the group, of a role or of one of its pods."""
@@ -257,14 +273,16 @@ class _Turn:
         return {**found, "job-role": "master"} if is_first else found
 
     def _create(self, resource: str, kind: str, obj: Object) -> None:
+        """Create a pod or a Service. Raises ApiError: then this look at the job is over."""
         obj["metadata"]["ownerReferences"] = [reference(self.job)]
         name = obj["metadata"]["name"]
         try:
+            check_metadata(BY_RESOURCE[resource], obj)
             self.store.create(resource, self.namespace, obj)
         except ApiError as error:
             text = f"Error creating: {error.message}"
             self.operator.events.tell(self.job, f"FailedCreate{kind}", text, "Warning")
-            return
+            raise
         text = f"Created {kind.lower()}: {name}"
         self.operator.events.tell(self.job, f"SuccessfulCreate{kind}", text)
 
@@ -373,23 +391,41 @@ class _Turn:
         self.operator.events.tell(self.job, f"PyTorchJob{reason}", message, kind)
 
     def _tell_of_trouble(self) -> None:
-        """Repeat at the job what its pods wait for."""
-        for pod in self.pods:
-            if phase_of(pod) in ("Succeeded", "Failed"):
-                continue
-            name = pod["metadata"]["name"]
-            for one in _states(pod):
-                waiting = one["state"].get("waiting") or {}
-                if waiting.get("message"):
-                    text = (
-                        f"Error pod {name} container {one['name']} waiting message: "
-                        f"{waiting['message']}"
-                    )
-                    self.operator.events.tell(self.job, waiting["reason"], text, "Warning")
-            scheduled = find((pod.get("status") or {}).get("conditions"), "PodScheduled")
-            if scheduled and scheduled["status"] == "False":
-                text = f"Error pod {name} condition message: {scheduled['message']}"
-                self.operator.events.tell(self.job, scheduled["reason"], text, "Warning")
+        """Repeat at the job what its pods wait for, and how containers of theirs ended."""
+        for pod in filter(_is_active, self.pods):
+            for reason, text in _troubles(pod):
+                text = f"Error pod {pod['metadata']['name']} {text}"
+                self.operator.events.tell(self.job, reason, text, "Warning")
+
+
+def _is_active(pod: Object) -> bool:
+    is_over = phase_of(pod) in ("Succeeded", "Failed")
+    return not is_over and "deletionTimestamp" not in pod["metadata"]
+
+
+def _troubles(pod: Object) -> Iterator[tuple[str, str]]:
+    """Yield reasons and messages: of the containers, or of those before, or of the last condition.
+
+    Once there are statuses of containers, the operator takes those before for ready.
+    """
+    status = pod.get("status") or {}
+    states = status.get("containerStatuses") or status.get("initContainerStatuses") or ()
+    for one in states:
+        waiting, ended = (one["state"].get(key) or {} for key in ("waiting", "terminated"))
+        if waiting.get("message"):
+            yield (
+                waiting["reason"],
+                f"container {one['name']} waiting message: {waiting['message']}",
+            )
+        if ended.get("exitCode"):
+            message = ended.get("message", "")
+            text = f"exitCode: {ended['exitCode']} terminated message: {message}"
+            yield ended["reason"], f"container {one['name']} {text}"
+    conditions = status.get("conditions")
+    if conditions and not states:
+        last = max(conditions, key=lambda one: one.get("lastTransitionTime") or "")
+        if last["status"] != "True":
+            yield last.get("reason", ""), f"condition message: {last.get('message', '')}"
 
 
 def _states(pod: Object) -> list[Object]:

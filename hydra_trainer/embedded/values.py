@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from hydra_trainer.eks.templates import dig
+
 from . import refusals
 from .kinds import Kind
 
@@ -49,7 +51,14 @@ ANNOTATIONS_LIMIT = 256 << 10
 """Bytes of the data of a ConfigMap or Secret, and of the annotations of any object."""
 
 FIXED = {
-    "trainjobs.trainer.kubeflow.org": ("runtimeRef", "initializer", "trainer", "managedBy"),
+    "pytorchjobs.kubeflow.org": ("runPolicy.schedulingPolicy.queue",),
+    "trainjobs.trainer.kubeflow.org": (
+        "runtimeRef",
+        "initializer",
+        "trainer",
+        "managedBy",
+        "activeDeadlineSeconds",
+    ),
     "jobs.batch": ("completions", "completionMode", "selector", "template"),
     "jobsets.jobset.x-k8s.io": ("replicatedJobs",),
     "persistentvolumeclaims": ("accessModes", "storageClassName", "volumeMode"),
@@ -155,7 +164,19 @@ def _decoded(value: Any) -> bytes:
         raise refusals.bad_request(f'ConfigMap in version "v1" cannot be handled: {text}') from None
 
 
-VALUES: dict[str, Callable[[Object], list[Problem]]] = {"configmaps": _config_problems}
+def _scale_problems(job: Object) -> list[Problem]:
+    """The number that the subresource `scale` of the CustomResourceDefinition is about."""
+    count = dig(job, "spec", "pytorchReplicaSpecs", "Worker").get("replicas")
+    if not isinstance(count, int) or count >= 0:
+        return []
+    text = f"Invalid value: {count}: should be a non-negative integer"
+    return [Problem(".spec.pytorchReplicaSpecs.Worker.replicas", text)]
+
+
+VALUES: dict[str, Callable[[Object], list[Problem]]] = {
+    "configmaps": _config_problems,
+    "pytorchjobs.kubeflow.org": _scale_problems,
+}
 
 
 def fixed_problems(kind: Kind, before: Object, obj: Object) -> list[Problem]:
@@ -178,11 +199,16 @@ def fixed_problems(kind: Kind, before: Object, obj: Object) -> list[Problem]:
             "previously negative)"
         )
         return [Problem("spec", text, "FieldValueForbidden")]
-    return [
-        Problem(f"spec.{key}", "Invalid value: field is immutable")
-        for key in FIXED.get(kind.resource, ())
-        if was.get(key) != now.get(key)
-    ]
+    problems = []
+    for path in FIXED.get(kind.resource, ()):
+        *parents, key = path.split(".")
+        old, new = dig(was, *parents).get(key), dig(now, *parents).get(key)
+        # A rule of a CustomResourceDefinition, `self == oldSelf`, is only asked where both are.
+        if old != new and not (kind.custom and None in (old, new)):
+            shown = "" if isinstance(new, dict | list) else f"{refusals.quoted(new)}: "
+            what = f"spec.{path}" if parents else "field"
+            problems.append(Problem(f"spec.{path}", f"Invalid value: {shown}{what} is immutable"))
+    return problems
 
 
 def _without_changeable(spec: Object) -> Object:

@@ -17,6 +17,8 @@ from .wire import Request, Response
 
 ACCOUNTS = "serviceaccounts"
 
+WARNINGS = 20  # in one answer: clients take headers of some KiB only
+
 
 class Writing:
     """Changes a store as clients ask for it."""
@@ -104,18 +106,18 @@ class Writing:
         kind = target.kind
         if kind.status and (kind.custom or kind.kind == "Pod"):
             body.pop("status", None)
-        unknown = self._admission.create(kind, target.namespace, body, _validation(request))
+        warnings = self._admission.create(kind, target.namespace, body, _validation(request))
         check_size(request.body)
         record = self._store.insert(
             target.resource, target.namespace, body, dry_run=_is_dry(request)
         )
         text = reading.as_accepted(kind, record.text, request)
-        return Response(text, 201, headers=_warnings(request, unknown))
+        return Response(text, 201, headers=_warned(warnings))
 
     def _take_over(
         self, target: Target, request: Request, found: Object, body: Object
     ) -> list[str]:
-        """Change an object to what a client wants it to be, if it may; return unknown fields."""
+        """Change an object to what a client wants it to be, if it may; return what to warn of."""
         before = metadata.copied(found)
         metadata.take_over(
             found, body, status=target.subresource == "status", split=target.kind.status
@@ -131,16 +133,16 @@ class Writing:
             target.subresource and not target.kind.status
         ):
             raise no_part(target)
-        unknown: list[str] = []
+        warnings: list[str] = []
         record = self._store.update(
             target.resource,
             target.namespace,
             target.name,
-            lambda found: unknown.extend(write(found)),
+            lambda found: warnings.extend(write(found)),
             dry_run=_is_dry(request),
         )
         text = reading.as_accepted(target.kind, record.text, request)
-        return Response(text, headers=_warnings(request, unknown))
+        return Response(text, headers=_warned(warnings))
 
     def _delete(self, record: Record, options: Object) -> Object:
         return self._store.delete(
@@ -225,12 +227,11 @@ def _validation(request: Request) -> str:
     return request.query.get("fieldValidation", "Warn")
 
 
-def _warnings(request: Request, unknown: list[str]) -> dict[str, str]:
-    """Return the header that tells of unknown fields, as kubectl shows it."""
-    if not unknown or _validation(request) == "Ignore":
+def _warned(warnings: list[str]) -> dict[str, str]:
+    """Return the header that warns a client; kubectl shows each warning on a line of its own."""
+    if not warnings:
         return {}
-    words = "; ".join(f"unknown field {path}" for path in unknown)
-    return {"Warning": f'299 - "{words[:1000]}"'}
+    return {"Warning": ", ".join(f"299 - {json.dumps(text)}" for text in warnings[:WARNINGS])}
 
 
 def _success(target: Target, record: Record | None) -> Object:
