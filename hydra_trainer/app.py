@@ -86,6 +86,7 @@ def _hydra_main() -> None:
 def run(cfg: Any) -> float | None:
     """Hydra's task function: one job, from its configuration to its objective."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from . import config, launcher, report
     from .preemption import Stopped
@@ -98,6 +99,8 @@ def run(cfg: Any) -> float | None:
         trusted = (*TRUSTED, *plain["trusted_modules"])
         place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
         if place.dry_run:
+            if HydraConfig.get().mode is RunMode.MULTIRUN and place.language == "yaml":
+                print("---")  # between the documents of a sweep
             print(launcher.text(place.render(job), place.language), end="")
             return None
         if place.check:

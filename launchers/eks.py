@@ -5,7 +5,7 @@ What a job looks like there is in hydra_trainer/eks; this file is the way throug
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -283,8 +283,8 @@ class EksLauncher(Options):
         found = []
         pods, _ = cluster.list("pods", labels=marks.ALL)
         of = by_job(pods)
-        for resource in RESOURCES.values():
-            for job in _jobs(cluster, resource):
+        for _, (jobs, _) in _of_all_kinds(lambda kind: cluster.list(kind, labels=marks.ALL)):
+            for job in jobs:
                 handle = JobHandle("eks", f"{cluster.context}/{cluster.namespace}/{_name(job)}")
                 found.append((handle, status_of(job, of.get(_name(job), []))))
         return found
@@ -307,11 +307,32 @@ def _parts(handle: JobHandle) -> tuple[str, str, str]:
 def _search(cluster: "Cluster", handle: JobHandle) -> tuple[str, dict[str, Any]] | None:
     """Return a job and its resource, or None where there is none of that name."""
     name = _parts(handle)[2]
-    for resource in RESOURCES.values():
-        with _api_may_be_absent():
-            if (found := cluster.get(resource, name)) is not None:
-                return resource, found
+    for resource, found in _of_all_kinds(lambda resource: cluster.get(resource, name)):
+        if found is not None:
+            return resource, found
     return None
+
+
+def _of_all_kinds(ask: Callable[[str], Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the answers for the kinds of job that a cluster has and that the user may see.
+
+    Raises ApiError where the user may see none of those that are there.
+    """
+    from hydra_trainer.eks.refusals import ApiError
+
+    refused, seen = None, False
+    for resource in RESOURCES.values():
+        try:
+            answer = ask(resource)
+        except ApiError as error:
+            if error.code not in (403, 404):
+                raise
+            refused = error if error.code == 403 else refused
+            continue
+        seen = True
+        yield resource, answer
+    if refused is not None and not seen:
+        raise refused
 
 
 def _gone(handle: JobHandle) -> LaunchError:
@@ -319,24 +340,6 @@ def _gone(handle: JobHandle) -> LaunchError:
         f"There is no job {handle}. It was cancelled or deleted, or its time to live is over "
         "(launcher.ttl); a run directory on shared storage still has its result.json."
     )
-
-
-def _jobs(cluster: "Cluster", resource: str) -> list[dict[str, Any]]:
-    with _api_may_be_absent():
-        return cluster.list(resource, labels=marks.ALL)[0]
-    return []
-
-
-@contextlib.contextmanager
-def _api_may_be_absent() -> Iterator[None]:
-    """A cluster has one or two of the operators that we know."""
-    from hydra_trainer.eks.refusals import ApiError
-
-    try:
-        yield
-    except ApiError as error:
-        if error.code != 404:
-            raise
 
 
 def _see(cluster: "Cluster", handle: JobHandle) -> "Seen":

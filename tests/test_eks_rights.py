@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from hydra_trainer import __main__ as verbs
 from hydra_trainer import config, embedded
+from hydra_trainer.eks import refusals
 from hydra_trainer.eks.cluster import Cluster, Retry
 from hydra_trainer.eks.preflight import RIGHTS
 from hydra_trainer.embedded import Embedded
@@ -28,6 +29,7 @@ from hydra_trainer.embedded.refusals import ApiError
 from hydra_trainer.errors import LaunchError
 from hydra_trainer.job import JobHandle, JobSpec, JobState, JobStatus
 from hydra_trainer.launcher import reaching
+from hydra_trainer.launchers import eks
 from hydra_trainer.targets import TRUSTED, instantiate
 
 from .conftest import REPOSITORY
@@ -299,3 +301,18 @@ def test_a_check_does_without_the_secrets_that_the_role_keeps_from_it(
     assert ann.check("+launcher.secrets={KEY: wandb/key}")
     assert [(ask.verb, ask.part) for ask in asked.refused] == [("get", "secrets")]
     assert "warn  secret wandb: not looked at" in capsys.readouterr().out
+
+
+def test_kinds_of_job_that_one_may_not_see_are_passed_over() -> None:
+    def ask(allowed: str) -> Callable[[str], str]:
+        def answer(resource: str) -> str:
+            if resource.partition(".")[0] != allowed:
+                raise refusals.ApiError("forbidden", 403, "Forbidden", resource)
+            return resource
+
+        return answer
+
+    found = [kind for kind, _ in eks._of_all_kinds(ask("trainjobs"))]
+    assert found == [eks.RESOURCES["trainjob"]]
+    with pytest.raises(LaunchError, match="forbidden"):
+        list(eks._of_all_kinds(ask("none")))

@@ -1,11 +1,13 @@
 """What launcher.dry_run=true prints is what is sent: the same objects, in the same order."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hydra_trainer import app, launcher
 from hydra_trainer.embedded import Embedded
@@ -86,3 +88,16 @@ def test_a_dry_run_prints_what_is_sent(
     for patch in sent.patches:
         assert patch.keys() == {"metadata"}
         assert patch["metadata"].keys() <= {"ownerReferences", "resourceVersion"}
+
+
+def test_a_dry_run_of_a_sweep_is_one_stream_for_kubectl(tmp_path: Path) -> None:
+    words = ["-m", "launcher=eks", "launcher.dry_run=true", "optim.lr=1e-3,1e-4"]
+    done = subprocess.run(
+        [sys.executable, "train.py", *words, f"hydra.sweep.dir={tmp_path}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = [one["items"][-1]["kind"] for one in yaml.safe_load_all(done.stdout)]
+    assert found == ["PyTorchJob", "PyTorchJob"]
