@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-PLACEHOLDER_ROLE = "arn:aws:iam::000000000000:role/hydra-trainer"
+PLACEHOLDER_ROLE = "arn:aws:iam::123456789012:role/hydra-trainer"
 PLACEHOLDER_OUTPUT = "s3://your-bucket/hydra-trainer"
 PLACEHOLDER_REGION = "us-east-1"
 """Stand for the user's own in a dry run and in the embedded service."""
