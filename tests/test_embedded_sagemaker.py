@@ -690,7 +690,7 @@ def test_a_file_system_is_a_folder_that_all_share(make: Callable[..., Aws], tmp_
     for name in ("fs-0123456789abcdef0", "fs-0123456789abcdef1"):
         assert aws.run(script, **file_system(name))["TrainingJobStatus"] == "Completed"
     assert len(list((tmp_path / "shared" / "data").iterdir())) == 1
-    own = aws.service.home / "file_systems" / "fs-0123456789abcdef1" / "data"
+    own = aws.service.home / "file-systems" / "fs-0123456789abcdef1" / "data"
     assert len(list(own.iterdir())) == 1
     done = aws.run(**file_system("fs-0123456789abcdef0", "/none"))
     assert "Directory path /none does not exist" in done["FailureReason"]

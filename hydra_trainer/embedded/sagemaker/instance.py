@@ -119,15 +119,18 @@ class Instance:
 
     def _channel(self, channel: Object) -> Object:
         source = channel["DataSource"].get("S3DataSource") or {}
-        mode = self._request["AlgorithmSpecification"].get("TrainingInputMode")
         found = {
-            "TrainingInputMode": channel.get("InputMode") or mode,
+            "TrainingInputMode": self._mode(channel),
             "S3DistributionType": source.get("S3DataDistributionType") or "FullyReplicated",
             "RecordWrapperType": channel.get("RecordWrapperType") or "None",
         }
         if kind := channel.get("ContentType"):
             found["ContentType"] = kind
         return found
+
+    def _mode(self, channel: Object) -> str:
+        of_job = self._request["AlgorithmSpecification"].get("TrainingInputMode")
+        return str(channel.get("InputMode") or of_job or "File")
 
     def _channels(self) -> list[Object]:
         """Return the channels that this instance has: one may be for some groups only."""
@@ -144,10 +147,12 @@ class Instance:
             if files := channel["DataSource"].get("FileSystemDataSource"):
                 folder.symlink_to(file_system(files, self._settings))
                 continue
+            mode = self._mode(channel)
+            if mode == "Pipe":
+                raise ClientError("the embedded service has no Pipe mode")
             folder.mkdir()
-            source = channel["DataSource"]["S3DataSource"]
-            self._fetch(source, folder, channel)
-            if channel.get("InputMode") == "FastFile":
+            self._fetch(channel["DataSource"]["S3DataSource"], folder, channel)
+            if mode == "FastFile":
                 for file in filter(Path.is_file, folder.rglob("*")):
                     file.chmod(0o444)
 
@@ -240,7 +245,7 @@ def file_system(source: Object, settings: Settings) -> Path:
     """Return the folder that stands for a directory of a file system. Raises ClientError."""
     name, directory = source["FileSystemId"], source["DirectoryPath"].strip("/")
     mapped = settings.file_systems.get(name)
-    folder = (mapped or settings.home / "file_systems" / name) / directory
+    folder = (mapped or settings.home / "file-systems" / name) / directory
     if mapped is None:
         folder.mkdir(parents=True, exist_ok=True)
     elif not folder.is_dir():

@@ -108,7 +108,8 @@ def refusal(service: str, request: Request, error: AwsError) -> Response:
         return Response(wrapped("Response", xml(errors)), error.status, XML_TYPE, headers)
     if service == "s3":
         said = {"Code": error.code, "Message": error.message, "Resource": request.path}
-        body = b"" if request.method == "HEAD" else wrapped("Error", xml(said))
+        has_body = request.method != "HEAD" and error.status != 304
+        body = wrapped("Error", xml(said)) if has_body else b""
         return Response(body, error.status, "application/xml", headers)
     # Those that the model of the service knows have "Message", those of all services "message".
     key = "message" if error.code.endswith("Exception") else "Message"
@@ -157,6 +158,8 @@ def _signed_by(request: Request) -> tuple[str, str]:
     AWS4-HMAC-SHA256 Credential=AKIA.../20261124/us-east-1/sagemaker/aws4_request, ...
     """
     given = request.headers.get("authorization", "").partition("Credential=")[2]
+    # Presigned, now or by clients of the past.
     given = given or request.query.get("X-Amz-Credential", "")
+    given = given or request.query.get("AWSAccessKeyId", "")
     key, *scope = given.partition(",")[0].split("/")
     return key, scope[1] if len(scope) > 1 else ""

@@ -334,21 +334,27 @@ class Run(threading.Thread):
         return ending
 
     def _finish(self, ending: Ending) -> None:
-        events = [
-            event
-            for stream in logs.streams(self._settings.home, *self._job.key)
-            if stream.started >= int(self._job.state["CreationTime"]) * 1000  # not of its namesake
-            for event in logs.read(stream.file)
-        ]
-        events.sort(key=lambda one: one.timestamp)
-        algorithm = self._request.get("AlgorithmSpecification") or {}
-        found = metrics.final(algorithm.get("MetricDefinitions") or [], events)
+        found = self._metrics()
         with self._jobs.change(self._job):
             if found:
                 self._job.state["FinalMetricDataList"] = found
             if ending.reason:
                 self._job.state["FailureReason"] = ending.reason
             self._job.enter(ending.status, ending.secondary, ending.message)
+
+    def _metrics(self) -> list[Object]:
+        """Return the last values, of the logs of all tries."""
+        algorithm = self._request.get("AlgorithmSpecification") or {}
+        if not (definitions := algorithm.get("MetricDefinitions")):
+            return []
+        since = int(self._job.state["CreationTime"]) * 1000
+        events = [
+            event
+            for stream in logs.streams(self._settings.home, *self._job.key)
+            if stream.started >= since  # others are of a job that had the name before
+            for event in logs.read(stream.file)
+        ]
+        return metrics.final(definitions, sorted(events, key=lambda one: one.timestamp))
 
     # ----------------------------------------------------------------------------------- the events
 

@@ -35,6 +35,8 @@ class LargeWire(Wire):
         head += [f"Date: {formatdate(usegmt=True)}", f"Content-Length: {response.size}"]
         head += [f"Content-Type: {response.type}"]
         head += [f"{name}: {value}" for name, value in response.headers.items()]
+        if not keep:
+            head.append("Connection: close")
         self._socket.sendall("\r\n".join([*head, "", ""]).encode("latin-1"))
         if response.file is None:
             return 0
