@@ -231,6 +231,21 @@ def test_each_fault_is_found_where_it_is(operation: str) -> None:
     assert count > (700 if operation == "CreateTrainingJob" else 4)
 
 
+def test_what_is_just_within_the_limits_is_right() -> None:
+    limits = {
+        "TrainingJobName": "a" * 63,
+        "HyperParameters": {"a" * 256: "a" * 2500},
+        "ResourceConfig.InstanceCount": 2**31 - 1,
+        "ResourceConfig.KeepAlivePeriodInSeconds": 21600,
+        "StoppingCondition.MaxRuntimeInSeconds": 1,
+        "StoppingCondition.MaxPendingTimeInSeconds": 1800,
+        "InputDataConfig[0].ShuffleConfig": {"Seed": -(2**63)},
+        "Environment": {f"A{index}": "\n" * 512 for index in range(100)},
+    }
+    for path, value in limits.items():
+        assert shape_problems(planted(a_request(), path, value)) == []
+
+
 def test_several_faults_are_all_found() -> None:
     request = request_of("CreateTrainingJob")
     kinds = [fault for fault in faults("CreateTrainingJobRequest", request) if "[" not in fault[0]]
@@ -397,6 +412,22 @@ AN_ARN = "ARN, such as arn:aws:iam::123456789012:role/training"
         ),
         (
             "RoleArn",
+            "arn:aws:iam::123456789012",
+            f'is "arn:aws:iam::123456789012": it is no {AN_ARN}',
+        ),
+        (
+            "RoleArn",
+            "urn:a:iam::1:role/training",
+            f'is "urn:a:iam::1:role/training": it is no {AN_ARN}',
+        ),
+        (
+            "RoleArn",
+            "arn:gcp:iam::123456789012:role/training",
+            'is "arn:gcp:iam::123456789012:role/training": it is of gcp:iam, but a role is of '
+            "aws:iam",
+        ),
+        (
+            "RoleArn",
             "arn:aws:s3:::bucket/role/training",
             'is "arn:aws:s3:::bucket/role/training": it is of aws:s3, but a role is of aws:iam',
         ),
@@ -417,7 +448,8 @@ AN_ARN = "ARN, such as arn:aws:iam::123456789012:role/training"
 def test_the_message_says_what_to_change(path: str, value: Any, message: str) -> None:
     (problem,) = shape_problems(planted(a_request(), path, value))
     assert problem.message == (message if message.endswith("?") else f"{message}.")
-    assert problem.path == (path if path != "RetryStrategy" else f"{path}.MaximumRetryAttempts")
+    within = {"RetryStrategy": ".MaximumRetryAttempts", "HyperParameters": "[a]"}
+    assert problem.path == path + within.get(path, "")
     assert problem.severity == ("warning" if "not known here" in message else "error")
 
 
@@ -514,6 +546,26 @@ RIGHT: dict[str, Object] = {
     },
     "an algorithm of the marketplace": {
         "AlgorithmSpecification": {"AlgorithmName": "algorithm", "TrainingInputMode": "File"}
+    },
+    "a run of 28 days": {"StoppingCondition.MaxRuntimeInSeconds": 2419200},
+    "MLflow": {"MlflowConfig": full("MlflowConfig")},
+    "isolated": {"EnableNetworkIsolation": True},
+    "a hyperparameter called as a secret": {"HyperParameters": {"MAX_TOKEN": "a" * 20}},
+    "an image of one's own for ARM": {
+        "ResourceConfig.InstanceType": "ml.p6e-gb200.36xlarge",
+        "AlgorithmSpecification.TrainingImage": "123456789012.dkr.ecr.us-east-1.amazonaws.com/a:1",
+    },
+    "places in an UltraServer": {"ResourceConfig.InstancePlacementConfig": {}},
+    "a choice with a plan": {
+        **CHOICES,
+        "ResourceConfig.InstancePreferences": [
+            {**CHOICE[0], "TrainingPlanArns": [PLAN]},
+            CHOICE[1],
+        ],
+    },
+    "serverless, with how to read its input": {
+        "ServerlessJobConfig": full("ServerlessJobConfig"),
+        "AlgorithmSpecification": {"TrainingInputMode": "File"},
     },
     "serverless": {
         "ServerlessJobConfig": full("ServerlessJobConfig"),
@@ -707,6 +759,24 @@ WRONG: list[tuple[Object, str, str]] = [
         "must all have an InstanceCount",
     ),
     (
+        {
+            **CHOICES,
+            f"{RESOURCES}.InstanceCount": ...,
+            f"{RESOURCES}.InstancePreferences": [{**CHOICE[0], "InstanceCount": 0}],
+        },
+        f"{RESOURCES}.InstancePreferences[0].InstanceCount",
+        "is 0, but must be at least 1.",
+    ),
+    (
+        {
+            **NO_TYPE,
+            f"{RESOURCES}.InstanceGroups": [group("a"), group("b", "ml.c5.xlarge")],
+            f"{RESOURCES}.VolumeSizeInGB": ...,
+        },
+        f"{RESOURCES}.VolumeSizeInGB",
+        "is missing, but ml.c5.xlarge has no disk",
+    ),
+    (
         {**CHOICES, f"{RESOURCES}.InstancePlacementConfig": {}},
         f"{RESOURCES}.InstancePlacementConfig",
         "cannot be beside InstancePreferences.",
@@ -797,11 +867,35 @@ def test_a_rule_that_is_broken(changes: Object, path: str, words: str) -> None:
     assert errors(shape_problems(request)) == []
 
 
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("CheckpointConfig.S3Uri", "bucket/x"),
+        ("CheckpointConfig.S3Uri", "s3:///x"),
+        ("StoppingCondition.MaxWaitTimeInSeconds", "7200"),
+        ("ResourceConfig.InstanceCount", -1),
+        ("ResourceConfig.InstanceType", "m5.xlarge"),
+        ("RoleArn", "training"),
+        ("AlgorithmSpecification.MetricDefinitions[0].Regex", ""),
+        ("AlgorithmSpecification.MetricDefinitions[0].Regex", ...),
+        ("ResourceConfig", []),
+        ("InputDataConfig[0].DataSource", "s3://bucket/data"),
+    ],
+)
+def test_what_is_wrong_with_one_field_is_said_once(path: str, value: Any) -> None:
+    request = planted(a_request(), path, value)
+    assert len(shape_problems(request)) == 1
+    assert rule_problems(request) == []
+
+
 def test_rules_bear_whatever_a_field_holds() -> None:
     request = request_of("CreateTrainingJob")
     for path, value, _ in faults("CreateTrainingJobRequest", request):
-        for problem in rule_problems(planted(request, path, value)):
+        bad = planted(request, path, value)
+        for problem in rule_problems(bad):
             assert problem.message[-1] in ".?" and problem.path
+        bad.pop("ServerlessJobConfig", None)
+        rule_problems(bad)
     rule_problems({})
 
 
@@ -916,6 +1010,7 @@ def test_a_version_may_be_given_as_torch_has_it() -> None:
         ("2.1", "us-east-1", "2.14. 2.10 needs quotes: 'launcher.torch=\"2.10\"'."),
         ("2", "us-east-1", "AWS has containers for 2.4.0, "),
         ("2.5.0", "us-east-1", "AWS has containers for 2.4.0, 2.5.1, "),
+        ("2.5.1.2", "us-east-1", "AWS has containers for 2.4.0, 2.5.1, "),
         ("3.0", "us-east-1", "Type launcher.torch=2.14, or launcher.image="),
         ("2.13", "us-east-9", "Did you mean 'us-east-2'?"),
         ("2.14", "cn-north-1", "2.12, 2.13 only. Type launcher.torch=2.13."),

@@ -394,7 +394,7 @@ def _spot(request: Request) -> Iterator[Problem]:
     stopping, resources = dig(request, "StoppingCondition"), dig(request, "ResourceConfig")
     longest, wait = "StoppingCondition.MaxWaitTimeInSeconds", stopping.get("MaxWaitTimeInSeconds")
     if request.get("EnableManagedSpotTraining") is not True:
-        if wait is not None:
+        if isinstance(wait, int):
             # the service: "It is only supported when EnableManagedSpotTraining is set to true"
             text = f"is {wait}, but only a spot job has it. Type launcher.spot=true or"
             yield Problem(longest, f"{text} launcher.max_wait=null.")
