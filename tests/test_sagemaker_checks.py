@@ -599,13 +599,17 @@ WRONG: list[tuple[Object, str, str]] = [
     ({IMAGE: "pytorch/pytorch:2.13"}, IMAGE, "type launcher.image=ACCOUNT.dkr.ecr"),
     ({IMAGE: "public.ecr.aws/deep-learning-containers/pytorch:2.13"}, IMAGE, "from Amazon ECR"),
     ({f"{RESOURCES}.InstanceType": "ml.p6e-gb200.36xlarge"}, f"{RESOURCES}.InstanceType", "? ARM"),
-    ({f"{METRIC}[0].Regex": "loss=(x"}, f"{METRIC}[0].Regex", "it is no regular expression ("),
-    ({f"{METRIC}[0].Regex": "loss=x"}, f"{METRIC}[0].Regex", "is the value, but has none"),
-    ({f"{METRIC}[0].Regex": "(a)(b)"}, f"{METRIC}[0].Regex", "but has 2 groups (write (?:...)"),
+    (
+        {f"{METRIC}[0].Regex": "loss=(x"},
+        f"{METRIC}[0].Regex",
+        "but that is no regular expression (",
+    ),
+    ({f"{METRIC}[0].Regex": "loss=x"}, f"{METRIC}[0].Regex", "such as loss=([0-9.]+)."),
+    ({f"{METRIC}[0].Regex": "(a)(b)"}, f"{METRIC}[0].Regex", "? Write (?:...) for the others."),
     (
         {METRIC: [{"Name": "loss", "Regex": "(a)"}, {"Name": "loss", "Regex": "(b)"}]},
         f"{METRIC}[1].Name",
-        'is "loss", which there is already',
+        '? is "loss", which there is already.',
     ),
     # data
     (

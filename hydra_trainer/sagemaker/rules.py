@@ -83,28 +83,34 @@ ARM = ("ml.p6e-",)
 
 
 def _metrics(request: Request) -> Iterator[Problem]:
-    """dg/define-train-metrics: the value is what the group of the regular expression finds."""
+    """dg/define-train-metrics: the value is what the group of the regular expression finds.
+
+    What happens with two groups, or two metrics of a name, is not said there.
+    """
     path = "AlgorithmSpecification.MetricDefinitions"
     metrics = objects(dig(request, "AlgorithmSpecification"), "MetricDefinitions")
     for index, metric in enumerate(metrics):
-        if fault := _regex_fault(_text(metric, "Regex")):
-            text = f"is {shown(metric['Regex'])}: {fault}"
-            yield Problem(f"{path}[{index}].Regex", text)
+        if regex := _text(metric, "Regex"):
+            yield from under(f"{path}[{index}].Regex", _regex(regex))
     for index, name in _repeated(_text(metric, "Name") for metric in metrics):
-        yield Problem(f"{path}[{index}].Name", f"is {shown(name)}, which there is already.")
+        text = f"is {shown(name)}, which there is already."
+        yield Problem(f"{path}[{index}].Name", text, "warning")
 
 
-def _regex_fault(regex: str) -> str:
+def _regex(regex: str) -> Iterator[Problem]:
     # The service reads it as Java does: these are what Python calls otherwise, or lacks.
     python = re.sub(r"\(\?<(?=[A-Za-z])", "(?P<", re.sub(r"\\p\{\w+\}", "x", regex))
     try:
         groups = re.compile(python).groups
     except re.error as error:
-        return f"it is no regular expression ({error})."
-    if regex and groups != 1:
-        has = f"{groups} groups (write (?:...) for one that is not the value)" if groups else "none"
-        return f"it must have one group in parentheses, which is the value, but has {has}."
-    return ""
+        yield Problem("", f"is {shown(regex)}, but that is no regular expression ({error}).")
+        return
+    if not groups:
+        text = f"is {shown(regex)}, but must have the value in parentheses, such as loss=([0-9.]+)."
+        yield Problem("", text)
+    elif groups > 1:
+        text = f"is {shown(regex)}, of which only the first group in parentheses is the value."
+        yield Problem("", f"{text} Write (?:...) for the others.", "warning")
 
 
 def _repeated(names: Iterator[str]) -> Iterator[tuple[int, str]]:
