@@ -82,6 +82,8 @@ class SagemakerLauncher(Options):
 
         account = self._account()
         made = replace(self, region=account.region).render(job)
+        if self.embedded:
+            self._prepare_embedded(account, job)
         findings = preflight(account, made, [] if self.embedded else [*_stand_ins(job, self)])
         print(render_findings(findings))
         return not any(finding.level == "fail" for finding in findings)

@@ -61,7 +61,7 @@ class Account:
         keys = {"aws_access_key_id": "embedded", "aws_secret_access_key": "embedded"}
         with explained():
             self.session = boto3.Session(region_name=region, **(keys if endpoint else {}))
-        self._endpoint = endpoint
+        self.endpoint = endpoint
         self._clients: dict[str, Any] = {}
         self._there: set[str] = set()
         if self.session.region_name is None:
@@ -77,11 +77,11 @@ class Account:
             from botocore.config import Config
 
             retries = {"mode": "adaptive", "total_max_attempts": TRIES}
-            style = {"addressing_style": "path"} if self._endpoint else {}
+            style = {"addressing_style": "path"} if self.endpoint else {}
             config = Config(retries=retries, s3=style, connect_timeout=10, max_pool_connections=20)
             with explained():
                 self._clients[service] = self.session.client(
-                    service, endpoint_url=self._endpoint, config=config
+                    service, endpoint_url=self.endpoint, config=config
                 )
         return self._clients[service]
 

@@ -1,5 +1,6 @@
 """The same request through the SageMaker Python SDK, for teams whose tools hook into it."""
 
+import os
 from typing import Any
 
 from hydra_trainer.errors import LaunchError
@@ -22,5 +23,7 @@ def create(account: Account, request: dict[str, Any]) -> None:
             "install 'sagemaker>=3.27', or launcher.client=boto3, which sends the same."
         ) from None
     words = transform(request, "CreateTrainingJobRequest")
+    if account.endpoint:
+        os.environ["AWS_ENDPOINT_URL"] = account.endpoint  # the SDK makes clients of its own
     with explained():
         TrainingJob.create(**words, session=account.session, region=account.region)
