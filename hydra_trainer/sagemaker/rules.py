@@ -53,7 +53,7 @@ def _parts(request: Request) -> Iterator[Problem]:
             yield Problem(key, "is missing, but is required unless the job is serverless.")
 
 
-# --------------------------------------------------------------------------------- the container
+# ------------------------------------------------------------------------------------ the container
 
 ECR = re.compile(r"\d{12}\.dkr\.ecr(-fips)?\.[a-z0-9-]+\.[a-z0-9.-]+/[^:@]+([:@].+)?")
 
