@@ -759,6 +759,14 @@ def test_checkpoints_go_to_s3_while_a_job_runs(aws: Aws, pipe: Pipe) -> None:
     assert aws.keys("kept/") == ["old", "step/1", "step/2"]
 
 
+def test_tensorboard_has_its_files_in_s3(aws: Aws) -> None:
+    name = aws.run(
+        "echo events > /logs/tb/events",
+        TensorBoardOutputConfig={"S3OutputPath": "s3://bucket/tb", "LocalPath": "/logs/tb"},
+    )["TrainingJobName"]
+    assert aws.get(f"tb/{name}/tensorboard-output/events") == b"events\n"
+
+
 def test_spot_instances_are_taken_away(aws: Aws, pipe: Pipe) -> None:
     script = f"""
         echo again >> /cp/starts; echo m=$(wc -l < /cp/starts)

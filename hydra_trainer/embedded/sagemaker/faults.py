@@ -17,6 +17,7 @@ from hydra_trainer.embedded.wire import Request
 
 from .protocols import Call
 from .refusals import AwsError
+from .settings import ACCOUNT
 
 TEXTS = {
     "AccessDeniedException": "User: {user} is not authorized to perform: {operation} because no "
@@ -50,7 +51,7 @@ STATUSES = {
 
 THROTTLES = {"s3": "SlowDown", "ec2": "RequestLimitExceeded", "sts": "Throttling"}
 
-USER = "arn:aws:sts::{account}:assumed-role/embedded/session"
+USER = f"arn:aws:iam::{ACCOUNT}:user/embedded"
 
 
 @dataclass
@@ -79,8 +80,7 @@ class Fault(faults.Fault):
         code = self.error
         if code == "throttle":
             code = THROTTLES.get(call.service, "ThrottlingException")
-        user = USER.format(account="000000000000")
-        text = self.message or TEXTS.get(code, code).format(user=user, operation=call.name)
+        text = self.message or TEXTS.get(code, code).format(user=USER, operation=call.name)
         return AwsError(code, text, STATUSES.get(code, 400))
 
 

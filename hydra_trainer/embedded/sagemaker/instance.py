@@ -5,7 +5,7 @@
 | /opt/ml | `opt/ml` in the instance's folder, which is gone with the instance |
 | a channel of S3 | a folder with copies, for File and FastFile alike |
 | a channel of a file system | a link to the folder that stands for it |
-| the LocalPath of checkpoints | below /opt/ml, or a folder of the instance |
+| the LocalPath of checkpoints, of TensorBoard | below /opt/ml, or a folder of the instance |
 
 Those paths are rewritten where the request has them: ContainerEntrypoint, ContainerArguments and
 the values of Environment. What a file or the program itself has of them is not: the program finds
@@ -30,6 +30,7 @@ Object = dict[str, Any]
 
 ML = "/opt/ml"
 CHECKPOINTS = "/opt/ml/checkpoints"
+TENSORBOARD = "/opt/ml/output/tensorboard"
 
 NOT_STARTED = 127
 """Exit code of a container whose command does not exist, as a shell gives it."""
@@ -70,12 +71,17 @@ class Instance:
         self._request = request
         self._hosts = all_hosts
         self._process: Process | None = None
-        local = (request.get("CheckpointConfig") or {}).get("LocalPath") or CHECKPOINTS
-        self._places = Paths({ML: self.ml})
-        self.checkpoints = Path(self._places.here(local.rstrip("/")))
-        if not self.checkpoints.is_relative_to(self.ml):
-            self.checkpoints = folder / local.strip("/")
-            self._places = Paths({ML: self.ml, local: self.checkpoints})
+        self._folders = {ML: self.ml}
+        self.checkpoints = self._place("CheckpointConfig", CHECKPOINTS)
+        self.tensorboard = self._place("TensorBoardOutputConfig", TENSORBOARD)
+        self._paths = Paths(self._folders)
+
+    def _place(self, part: str, otherwise: str) -> Path:
+        """Return the folder for the LocalPath of a part of the request: it may be anywhere."""
+        local = ((self._request.get(part) or {}).get("LocalPath") or otherwise).rstrip("/")
+        if local.startswith(f"{ML}/"):
+            return self.ml / local.removeprefix(f"{ML}/")
+        return self._folders.setdefault(local, self.folder / local.strip("/"))
 
     # ------------------------------------------------------------------------------------ preparing
 
@@ -84,7 +90,8 @@ class Instance:
         shutil.rmtree(self.folder, ignore_errors=True)
         for name in ("input/config", "input/data", "model", "output/data", "code"):
             (self.ml / name).mkdir(parents=True)
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for place in (self.checkpoints, self.tensorboard):
+            place.mkdir(parents=True, exist_ok=True)
         config = self.ml / "input" / "config"
         for name, content in self._configuration().items():
             (config / f"{name}.json").write_text(json.dumps(content))
@@ -183,10 +190,10 @@ class Instance:
             or str(Path("~/.cache").expanduser()),
             **env,
             "SAGEMAKER_BASE_DIR": str(self.ml),
-            **{key: self._places.here(value) for key, value in given.items()},
+            **{key: self._paths.here(value) for key, value in given.items()},
         }
         try:
-            here = [self._places.here(word) for word in words]
+            here = [self._paths.here(word) for word in words]
             self._process = Process(here, env, self.folder, log, mark, ended)
         except OSError:
             ended(NOT_STARTED)

@@ -5,10 +5,10 @@
 | ListTrainingJobs 2/s | its quota, which is not adjustable: aws-solutions/deepracer-on-aws#87 |
 | GetLogEvents 25/s, DescribeLogStreams 25/s, FilterLogEvents 10/s | CloudWatch Logs quotas |
 | GetCallerIdentity 600/s | STS quotas, of all its operations together |
-| all others of SageMaker | not published: an assumption that makes clients mind. Five processes \
-that create jobs are throttled (aws/sagemaker-python-sdk#645) |
+| all others of SageMaker | assumed, so that clients mind: they are not published |
 
-How many calls in a row a bucket holds is published for none: here it is a second or two of them.
+That five processes that create jobs are throttled is known (aws/sagemaker-python-sdk#645). How many
+calls in a row a bucket holds is published for none: here it is a second or two of them.
 """
 
 import threading

@@ -178,14 +178,6 @@ class Objects:
                 shutil.copyfileobj(source, target)
             os.utime(file, (found.modified, found.modified))
 
-    def upload(self, folder: Path, bucket: str, prefix: str) -> None:
-        """Write the files of a folder as objects below a prefix."""
-        for file in files(folder):
-            with contextlib.suppress(FileNotFoundError):
-                self.put(
-                    bucket, f"{prefix}/{file.relative_to(folder).as_posix()}".lstrip("/"), file
-                )
-
     # ------------------------------------------------------------------------------------- inside
 
     def _of(self, bucket: str) -> dict[str, Stored]:

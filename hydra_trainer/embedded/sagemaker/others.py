@@ -148,8 +148,8 @@ class Others:
         from hydra_trainer.sagemaker.shapes import model
 
         if call.parameters.get("ServiceCode") != "sagemaker":
-            raise AwsError("NoSuchResourceException", "The request failed because the specified "
-                           "service does not exist.")  # fmt: skip
+            text = "The request failed because the specified service does not exist."
+            raise AwsError("NoSuchResourceException", text)
         names = [
             f"{kind} for {spot}training job usage"
             for kind in model()["shapes"]["TrainingInstanceType"]["enum"]

@@ -27,12 +27,12 @@ from .instance import ClientError, Instance, hosts
 from .jobs import Job, Jobs
 from .refusals import AwsError
 from .settings import Settings
-from .sync import Checkpoints
+from .sync import Mirror
 
 Object = dict[str, Any]
 
 POLL = 0.2
-"""Seconds between two looks at the checkpoints of a job."""
+"""Seconds between two looks at the files of a job that go to S3 while it runs."""
 
 REASON_LIMIT = 1024  # characters of a FailureReason
 
@@ -47,7 +47,7 @@ SPOT_SHARE = 0.3
 """Of the time on spot instances, what is billed: their price, in parts of the full one."""
 
 LONGEST_WAIT = 60.0
-"""Seconds between two looks whether a job has to end, without checkpoints."""
+"""Seconds between two looks whether a job has to end, without such files."""
 
 MOST_RUNTIME = 86400
 """Seconds, where a StoppingCondition has none."""
@@ -172,7 +172,7 @@ class Run(threading.Thread):
         self._instances: list[Instance] = []
         self._live: set[str] = set()
         self._codes: dict[str, int] = {}
-        self._checkpoints: list[Checkpoints] = []
+        self._mirrors: list[Mirror] = []
         self._trained = float(job.state.get("trained", 0.0))
         self._began: float | None = None
 
@@ -255,7 +255,7 @@ class Run(threading.Thread):
 
     def _wait_for_instances(self) -> None:
         delays = self._settings.delays
-        self._began, self._codes, self._checkpoints = None, {}, []
+        self._began, self._codes, self._mirrors = None, {}, []
         self._pause(delays.starting)
         self._enter("Pending", "Training job waiting for capacity")
         self._pause(delays.pending)
@@ -292,13 +292,19 @@ class Run(threading.Thread):
         for instance in self._instances:
             instance.prepare()
             instance.download()
-        if uri := (self._request.get("CheckpointConfig") or {}).get("S3Uri"):
-            for instance in self._instances:
-                place = Checkpoints(instance.checkpoints, self._settings.objects, uri)
-                place.restore()
-                self._checkpoints.append(place)
+            self._mirrors += self._mirrors_of(instance)
         self._enter("Downloading", "Downloading the training image")
         self._pause(self._settings.delays.downloading)
+
+    def _mirrors_of(self, instance: Instance) -> Iterator[Mirror]:
+        objects = self._settings.objects
+        if config := self._request.get("CheckpointConfig"):
+            mirror = Mirror(instance.checkpoints, objects, config["S3Uri"])
+            mirror.restore()
+            yield mirror
+        if config := self._request.get("TensorBoardOutputConfig"):
+            uri = f"{config['S3OutputPath'].rstrip('/')}/{self._job.name}/tensorboard-output"
+            yield Mirror(instance.tensorboard, objects, uri)
 
     def _train(self) -> Ending:
         self._enter("Training", "Training image download completed. Training in progress.")
@@ -322,7 +328,7 @@ class Run(threading.Thread):
         self._enter("Uploading", "Uploading generated training model", self._job.status)
         self._linger(self._settings.delays.uploading)
         try:
-            self._send_checkpoints()
+            self._send_files()
             place = outputs.upload(self._request, self._instances, self._settings.objects)
         except AwsError as error:
             if ending.status == jobs.FAILED:
@@ -361,10 +367,10 @@ class Run(threading.Thread):
     def _next(self, until: float = math.inf) -> Event | None:
         """Return what happens next; None when nothing has until a time.
 
-        Meanwhile, checkpoints go to S3. Raises Over when the job is to end, Closed.
+        Meanwhile, files go to S3. Raises Over when the job is to end, Closed.
         """
         while True:
-            self._send_checkpoints()
+            self._send_files()
             now = time.time()
             limit, ending = min(self._limits(), key=lambda one: one[0])
             if limit <= now:
@@ -373,7 +379,7 @@ class Run(threading.Thread):
                 raise Over(ending)
             if until <= now:
                 return None
-            look = now + (POLL if self._checkpoints else LONGEST_WAIT)
+            look = now + (POLL if self._mirrors else LONGEST_WAIT)
             with contextlib.suppress(queue.Empty):
                 return self._met(self.events.get(timeout=min(limit, until, look) - now))
 
@@ -423,10 +429,10 @@ class Run(threading.Thread):
             instance.signal(signal.SIGTERM)
         until = time.time() + self._settings.grace
         while self._live and (left := until - time.time()) > 0:
-            self._send_checkpoints()
+            self._send_files()
             self._hear(min(left, POLL))
         self._kill()
-        self._send_checkpoints()
+        self._send_files()
 
     def _kill(self) -> None:
         """End all containers, and wait until they have."""
@@ -450,9 +456,9 @@ class Run(threading.Thread):
     def _exit_of(self, host: str) -> Callable[[int], None]:
         return lambda code: self.events.put(Event("exit", host, code))
 
-    def _send_checkpoints(self) -> None:
-        for place in self._checkpoints:
-            place.send()
+    def _send_files(self) -> None:
+        for mirror in self._mirrors:
+            mirror.send()
 
     def _count(self) -> None:
         """Add the time of a try to that of the job."""

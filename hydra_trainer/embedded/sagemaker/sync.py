@@ -1,4 +1,4 @@
-"""How the checkpoints of an instance get to S3 and back."""
+"""How checkpoints, and TensorBoard's files, get to S3 while a job runs."""
 
 import contextlib
 from pathlib import Path
@@ -9,8 +9,8 @@ Mark = tuple[int, int, int]
 """What tells one content of a file from another: inode, time, size."""
 
 
-class Checkpoints:
-    """A folder of an instance whose files go to S3 as they are, and never from it.
+class Mirror:
+    """A folder of an instance, whose files go to S3 as they are.
 
     As with the real service, nobody asks whether a file is whole yet; a deleted one stays in S3.
     """

@@ -102,15 +102,12 @@ class Training:
 
     def _stop(self, call: Call) -> Object:
         job = self._job(call)
-        if job.is_over:  # real
-            raise validation(
-                f"The request was rejected because the training job is in status {job.status}."
-            )
+        if job.is_over:
+            raise validation(_rejected(job))
         self._runs.stop(job)
         return {}
 
     def _update(self, call: Call) -> Object:
-        checks.check_shape(call.parameters, call.operation)
         job = self._job(call)
         keep = (call.parameters.get("ResourceConfig") or {}).get("KeepAlivePeriodInSeconds")
         with self._jobs.change(job):
@@ -124,14 +121,13 @@ class Training:
     def _delete(self, call: Call) -> Object:
         job = self._job(call)
         if not job.is_over:
-            text = f"The request was rejected because the training job is in status {job.status}."
-            raise AwsError("ResourceInUse", text)
+            raise AwsError("ResourceInUse", _rejected(job))
         self._jobs.remove(job)
         return {}
 
     def _job(self, call: Call) -> Job:
-        if call.operation not in ("UpdateTrainingJob",):
-            checks.check_shape(call.parameters, call.operation)
+        """Return the job that is asked for. Raises AwsError."""
+        checks.check_shape(call.parameters, call.operation)
         found = self._jobs.find(call.region, call.parameters["TrainingJobName"])
         if found is None:
             raise not_found()
@@ -173,6 +169,11 @@ class Training:
         return found
 
 
+def _rejected(job: Job) -> str:
+    """Real, of StopTrainingJob."""
+    return f"The request was rejected because the training job is in status {job.status}."
+
+
 def _taken(arn: str) -> AwsError:
     """Real."""
     return AwsError(
@@ -184,9 +185,11 @@ def _taken(arn: str) -> AwsError:
 
 def _is_wanted(job: Job, wanted: Object) -> bool:
     created, modified = job.state["CreationTime"], job.state["LastModifiedTime"]
-    status = wanted.get("StatusEquals")
+    status, plan = wanted.get("StatusEquals"), wanted.get("TrainingPlanArnEquals")
     return (
-        wanted.get("NameContains", "").lower() in job.name.lower()
+        "WarmPoolStatusEquals" not in wanted  # there are no warm pools
+        and plan in (None, job.request["ResourceConfig"].get("TrainingPlanArn"))
+        and wanted.get("NameContains", "").lower() in job.name.lower()
         and status in (None, job.status)
         and _seconds(wanted, "CreationTimeAfter", 0.0) <= created
         and created <= _seconds(wanted, "CreationTimeBefore", float("inf"))
