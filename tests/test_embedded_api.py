@@ -264,6 +264,14 @@ def test_kubectl_is_told_of_unknown_fields(cluster: Embedded) -> None:
     assert 'Warning: unknown field "spec.replicaz"\n' in told
 
 
+def test_kubectl_cordons_a_node(cluster: Embedded) -> None:
+    node = {"metadata": {"name": "n"}, "status": {"nodeInfo": {"kernelVersion": "1"}}}
+    cluster.store.create("nodes", "", node)
+    assert kubectl(cluster, "cordon", "n") == "node/n cordoned\n"
+    assert cluster.store.get("nodes", "", "n")["spec"] == {"unschedulable": True}
+    cluster.store.remove("nodes", "", "n")
+
+
 def test_kubectl_applies_on_the_server(cluster: Embedded) -> None:
     text = yaml.safe_dump(job())
     told = kubectl(cluster, "apply", "--server-side", "-f", "-", stdin=text)
@@ -726,6 +734,25 @@ def test_the_pods_of_a_trainjob_are_not_changed_while_there_are_some(
     answer = client.ask("PATCH", TRAIN + "trainjobs/a", patch, kind=MERGE)
     cluster.store.remove("jobsets.jobset.x-k8s.io", "default", "a")
     assert "JobSet's ReplicatedJob node is still active" in answer.message
+
+
+def test_defaults_are_filled_in_again(client: Client, runtime: str) -> None:
+    """So that who writes the same object twice changes nothing."""
+    client.create(TRAIN + "trainjobs", train())
+    again = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", **train()}
+    first = client.get(TRAIN + "trainjobs/a").body
+    again["metadata"]["resourceVersion"] = first["metadata"]["resourceVersion"]
+    second = client.ask("PUT", TRAIN + "trainjobs/a", again)
+    assert (second.code, second.body) == (200, first)
+
+
+def test_ports_are_of_tcp(client: Client) -> None:
+    given = job()
+    container = given["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"][0]
+    container["ports"] = [{"containerPort": 1}]
+    spec = client.create(JOBS, given).body["spec"]["pytorchReplicaSpecs"]["Master"]
+    ports = spec["template"]["spec"]["containers"][0]["ports"]
+    assert ports == [{"containerPort": 1, "protocol": "TCP"}]
 
 
 def test_the_queue_of_a_gang_scheduler_stays(client: Client) -> None:
@@ -1276,6 +1303,20 @@ def test_requests_by_hand(client: Client, sent: bytes, code: int) -> None:
     with socket.create_connection((client.url.hostname or "", client.url.port or 0), 10) as raw:
         raw.sendall(sent)
         assert raw.recv(100).startswith(f"HTTP/1.1 {code} ".encode())
+
+
+@pytest.mark.parametrize(
+    ("mebibytes", "code", "reason", "words"),
+    [
+        (2, 500, None, "etcdserver: request is too large"),
+        (4, 413, "RequestEntityTooLarge", "Request entity too large: limit is 3145728"),
+    ],
+)
+def test_objects_that_are_too_large(
+    client: Client, mebibytes: int, code: int, reason: str | None, words: str
+) -> None:
+    answer = client.create(JOBS, job(nprocPerNode="x" * (mebibytes << 20)))
+    assert (answer.code, answer.body.get("reason"), answer.message) == (code, reason, words)
 
 
 def test_chunked_bodies_and_requests_in_one_packet(client: Client) -> None:

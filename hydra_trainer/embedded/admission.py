@@ -176,7 +176,7 @@ def check_metadata(kind: Kind, obj: Object) -> None:
 def check_size(text: bytes) -> None:
     """Raise ApiError 500 for an object that etcd would not take."""
     if len(text) > OBJECT_LIMIT:
-        raise ApiError(500, "InternalError", "etcdserver: request is too large")
+        raise ApiError(500, "", "etcdserver: request is too large")
 
 
 def _refuse(kind: Kind, obj: Object, problems: Iterable[Problem]) -> None:
@@ -230,7 +230,9 @@ def _schema(kind: Kind, obj: Object, validation: str) -> tuple[list[Problem], li
 
     What a built-in kind cannot hold fails when it is decoded (400), with custom ones later (422).
     """
-    found = [problem for problem in schema_problems(obj) if problem.severity == "error"]
+    # The status is written elsewhere: by controllers, and through its subresource.
+    body = {key: value for key, value in obj.items() if not (kind.status and key == "status")}
+    found = [problem for problem in schema_problems(body) if problem.severity == "error"]
     unknown = [one.path for one in found if one.message.startswith("unknown field")]
     warnings = [f'unknown field "{path}"' for path in unknown]
     if unknown and validation == "Strict":

@@ -7,6 +7,8 @@ https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/
 from collections.abc import Callable
 from typing import Any
 
+from hydra_trainer.eks.templates import dig, objects, templates
+
 from .kinds import Kind
 
 Object = dict[str, Any]
@@ -122,6 +124,11 @@ def _pytorchjob(job: Object) -> None:
     policy = (job.get("spec") or {}).get("runPolicy")
     if isinstance(policy, dict):
         policy.setdefault("suspend", False)
+    for template in templates(job):
+        for key in ("containers", "initContainers"):
+            for container in objects(dig(template.body, "spec"), key):
+                for port in objects(container, "ports"):
+                    port.setdefault("protocol", "TCP")
 
 
 FILL: dict[str, Callable[[Object], None]] = {

@@ -59,7 +59,7 @@ def copied(obj: Object) -> Object:
 def fresh(kind: Kind, namespace: str, obj: Object) -> Object:
     """Return the metadata of a new object."""
     given = obj.get("metadata") or {}
-    meta = {key: value for key, value in given.items() if key not in SYSTEM_FIELDS}
+    meta = _own(given)
     name = given.get("name") or given.get("generateName", "") + "".join(random.choices(SUFFIX, k=5))
     system = {"name": name, "uid": str(uuid.uuid4()), "creationTimestamp": now()}
     if kind.namespaced:
@@ -71,8 +71,13 @@ def fresh(kind: Kind, namespace: str, obj: Object) -> Object:
 
 def kept(was: Object, given: Object) -> Object:
     """Return the metadata after a change: what only the server writes stays."""
-    meta = {key: value for key, value in given.items() if key not in SYSTEM_FIELDS}
+    meta = _own(given)
     return {**{key: was[key] for key in SYSTEM_FIELDS if key in was}, **meta}
+
+
+def _own(given: Object) -> Object:
+    """Return what of the metadata is a client's: the server keeps no empty maps and lists."""
+    return {key: value for key, value in given.items() if key not in SYSTEM_FIELDS and value}
 
 
 def check_unchanged(resource: str, was: Object, given: Object) -> None:

@@ -5,7 +5,10 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A refusal. `details` is that of the Status: name, group, kind (the resource), causes."""
+    """A refusal. `details` is that of the Status: name, group, kind (the resource), causes.
+
+    What the server itself cannot name has no reason.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class ApiError(Exception):
             "metadata": {},
             "status": "Failure",
             "message": self.message,
-            "reason": self.reason,
+            **({"reason": self.reason} if self.reason else {}),
         }
         if self.details:
             status["details"] = self.details

@@ -102,7 +102,8 @@ class Server:
             wire.reset()
         except Malformed as error:
             with contextlib.suppress(OSError):
-                wire.write(Response(str(error).encode(), error.code, "text/plain"), keep=False)
+                wire.write(_refusal(error), keep=False)
+                wire.hear_out()
         except OSError:
             pass  # the client has gone
         finally:
@@ -148,6 +149,14 @@ def _listener(port: int) -> socket.socket:
         if not port:
             raise
         return socket.create_server((LOOPBACK, 0), backlog=512)
+
+
+def _refusal(error: Malformed) -> Response:
+    """Return the answer to what could not be read: a Status if it was HTTP, and only too long."""
+    if error.code != 413:
+        return Response(str(error).encode(), error.code, "text/plain")
+    status = ApiError(413, "RequestEntityTooLarge", str(error)).status()
+    return Response(json.dumps(status).encode(), 413)
 
 
 def _compressed(request: Request, response: Response) -> Response:

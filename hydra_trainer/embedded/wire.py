@@ -20,6 +20,9 @@ BODY_LIMIT = 3 << 20
 """Bytes. The body: 3 MiB, as `--max-request-body-bytes` of a real API server."""
 
 
+HEAR_OUT = 0.5  # seconds
+
+
 def _no_number(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
 
@@ -119,6 +122,14 @@ class Wire:
         """Break the connection off, as a proxy or a network does: the client gets no answer."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.close()
+
+    def hear_out(self) -> None:
+        """Take in what a client still sends: with that unread, the answer may be lost."""
+        self._socket.shutdown(socket.SHUT_WR)
+        self._socket.settimeout(HEAR_OUT)
+        left = 4 * BODY_LIMIT
+        while left > 0 and (part := self._socket.recv(1 << 18)):
+            left -= len(part)
 
     def end(self) -> None:
         """Let the thread that reads or writes here come to an end."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from . import metadata, patches, protobuf, reading, refusals
+from . import defaults, metadata, patches, protobuf, reading, refusals
 from .access import Access, User
 from .admission import Admission, check_body, check_size
 from .history import Object
@@ -124,6 +124,8 @@ class Writing:
         )
         if target.subresource:
             return []
+        if target.kind.custom:  # those of a CustomResourceDefinition are for old objects too
+            defaults.apply(target.kind, found)
         return self._admission.update(target.kind, before, found, _validation(request))
 
     def _update(
