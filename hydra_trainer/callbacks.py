@@ -119,8 +119,8 @@ class Core(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self._world > 1 and self._agreement._group is None:
             conf = self.trainer_conf
-            group = distributed.cpu_group(conf["start_timeout"])
-            self._agreement = Agreement(self.flag, conf["stop_check_every_n_steps"], group)
+            side = distributed.side_group(conf["start_timeout"])
+            self._agreement = Agreement(self.flag, conf["stop_check_every_n_steps"], side)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.flag.install()

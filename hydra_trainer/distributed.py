@@ -3,7 +3,7 @@
 import os
 import time
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -94,11 +94,33 @@ def set_timeout(seconds: float) -> None:
 _extra_groups: list[Any] = []
 
 
-def cpu_group(timeout_s: float) -> Any:
-    """Return a gloo group of all ranks, apart from the one that gradients go through."""
+class SideGroup(NamedTuple):
+    """All ranks, for what is no gradient: where tensors of it must be, and how to leave it."""
+
+    group: Any
+    device: torch.device
+
+
+def side_group(timeout_s: float) -> SideGroup:
+    """Return a gloo group of all ranks, apart from the one that gradients go through.
+
+    SMDDP can neither have a second group nor another backend beside it: there it is the group of
+    the gradients. https://docs.aws.amazon.com/sagemaker/latest/dg/data-parallel-faq.html
+    """
+    if dist.get_backend() == "smddp":
+        on_gpu = torch.cuda.is_available()
+        device = torch.device("cuda", local_rank()) if on_gpu else torch.device("cpu")
+        return SideGroup(dist.group.WORLD, device)
     group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
     _extra_groups.append(group)
-    return group
+    return SideGroup(group, torch.device("cpu"))
+
+
+def leave(side: SideGroup) -> None:
+    """Leave a side group before the end."""
+    if side.group in _extra_groups:
+        _extra_groups.remove(side.group)
+        dist.destroy_process_group(side.group)
 
 
 def stop() -> None:
@@ -111,19 +133,19 @@ def stop() -> None:
 class Agreement:
     """Lets ranks agree that one of them was asked to stop, without holding up the steps.
 
-    Every few calls the flags are reduced (maximum) on the CPU. The reduction runs while the next
-    steps do, and is read at the next check, so a step never waits for it; a signal is acted upon
-    after at most two intervals. Interval: `every` calls, fewer where steps are slow, so that an
+    Every few calls the flags are reduced (maximum) in a side group. The reduction runs while the
+    next steps do, and is read at the next check, so a step never waits for it; a signal is acted
+    upon after at most two intervals. Interval: `every` calls, fewer where steps are slow, so that an
     interval is about a second at most. It is computed from reduced values, hence the same on
     every rank.
     """
 
-    def __init__(self, flag: StopFlag, every: int, group: Any | None) -> None:
+    def __init__(self, flag: StopFlag, every: int, side: SideGroup | None) -> None:
         self._flag = flag
         self._every = every
-        self._group = group
+        self._group = side.group if side is not None else None
         self._work: Any | None = None
-        self._values = torch.zeros(2, dtype=torch.float64)
+        self._values = torch.zeros(2, device=side.device if side is not None else None)
         self._interval = 1
         self._left = 1
         self._since = time.monotonic()

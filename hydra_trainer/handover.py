@@ -10,7 +10,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import torch.distributed as dist
 
 from . import distributed
 from .checkpoint import Checkpoint
+from .distributed import SideGroup
 from .errors import CheckpointError
 
 CHUNK = 64 << 20  # bytes that are sent at once
@@ -40,12 +40,12 @@ def on_every_machine(path: Path, timeout_s: float) -> Iterator[Path]:
     leads = distributed.local_rank() == 0
     has_it = _has(path) if leads else True
     folder = None if has_it else tempfile.mkdtemp(prefix="hydra-trainer-checkpoint-")
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+    side = distributed.side_group(timeout_s)
     try:
-        yield _place(path, has_it, folder, group)
-        dist.barrier(group)  # all ranks of this machine have read the copy
+        yield _place(path, has_it, folder, side)
+        dist.barrier(side.group)  # all ranks of this machine have read the copy
     finally:
-        dist.destroy_process_group(group)
+        distributed.leave(side)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -56,25 +56,25 @@ def _has(path: Path) -> bool:
     return found is not None and path.exists() and found.fault() is None
 
 
-def _place(path: Path, has_it: bool, folder: str | None, group: Any) -> Path:
+def _place(path: Path, has_it: bool, folder: str | None, side: SideGroup) -> Path:
     machine = os.environ.get("GROUP_RANK", "0")
     told: list[Any] = [None] * distributed.world_size()
-    dist.all_gather_object(told, (machine, has_it, folder), group=group)
+    dist.all_gather_object(told, (machine, has_it, folder), group=side.group)
     if all(there for _, there, _ in told):
         return path
     copies = {where: Path(copy, path.name) for where, _, copy in told if copy is not None}
     size = [path.stat().st_size if path.is_file() else -1] if distributed.rank() == 0 else [0]
-    dist.broadcast_object_list(size, src=0, group=group)
+    dist.broadcast_object_list(size, src=0, group=side.group)
     if size[0] < 0:
         raise CheckpointError(
             f"{path} is a sharded checkpoint whose parts are on several machines, and this one has "
             "not got them all. Put storage.output on EFS or FSx (storage=efs, storage=fsx)."
         )
-    _send(path, size[0], copies[machine] if folder is not None else None, group)
+    _send(path, size[0], copies[machine] if folder is not None else None, side)
     return copies.get(machine, path)
 
 
-def _send(path: Path, size: int, copy: Path | None, group: Any) -> None:
+def _send(path: Path, size: int, copy: Path | None, side: SideGroup) -> None:
     """Broadcast a file from rank 0; ranks with a place for a copy write one."""
     first = distributed.rank() == 0
     source = path.open("rb") if first else None
@@ -86,11 +86,12 @@ def _send(path: Path, size: int, copy: Path | None, group: Any) -> None:
                 chunk = torch.frombuffer(bytearray(source.read(count)), dtype=torch.uint8)
             else:
                 chunk = torch.empty(count, dtype=torch.uint8)
-            dist.broadcast(chunk, src=0, group=group)
+            chunk = chunk.to(side.device)
+            dist.broadcast(chunk, src=0, group=side.group)
             if target is not None:
-                target.write(chunk.numpy().data)
+                target.write(chunk.cpu().numpy().data)
     finally:
         for file in (source, target):
             if file is not None:
                 file.close()
-    dist.barrier(group)  # the copy is whole before another rank of its machine reads it
+    dist.barrier(side.group)  # the copy is whole before another rank of its machine reads it

@@ -1,5 +1,6 @@
 """Two ranks under torchrun: a lost rank, a stop that reaches one of them, and who is told what."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 from hydra_trainer.job import JobHandle, JobState
 from hydra_trainer.launchers.local import LocalLauncher
 
-from .conftest import TWO, Job
+from .conftest import REPOSITORY, TWO, Job
 from .drill import same
 from .test_resume import assert_equal
 
@@ -130,3 +131,42 @@ def test_every_rank_draws_its_own_numbers(reference: Job) -> None:
         samples = [name for step in range(9) for name in steps[9 * epoch + step]]
         assert len(samples) == 9 * 128
         assert len(set(samples)) > 0.99 * len(samples)  # digits has a few equal images
+
+
+STAND_IN = """
+import torch.distributed as dist
+from torch.distributed import ProcessGroupGloo
+
+def make(store, rank, size, timeout):
+    return ProcessGroupGloo(store, rank, size, timeout=timeout)
+
+dist.Backend.register_backend("smddp", make, devices=["cpu"])
+real = dist.new_group
+
+def new_group(*arguments, **options):  # as SMDDP's documentation says of it
+    raise RuntimeError("smddp has no second group, and no other backend beside it")
+
+dist.new_group = new_group
+plain = dist.all_reduce
+
+def all_reduce(tensor, op=dist.ReduceOp.SUM, group=None, async_op=False):
+    if op != dist.ReduceOp.AVG:
+        return plain(tensor, op, group, async_op)
+    plain(tensor, dist.ReduceOp.SUM, group)  # gloo has no average
+    tensor.copy_(tensor / dist.get_world_size())
+
+dist.all_reduce = all_reduce
+"""
+
+
+def test_smddp_is_alone(job: Callable[..., Job], reference: Job, tmp_path: Path) -> None:
+    """With a module that registers a backend of its name, and like it knows one group only."""
+    place = tmp_path / "smdistributed" / "dataparallel" / "torch"
+    place.mkdir(parents=True)
+    for folder in (place, place.parent, place.parent.parent):
+        (folder / "__init__.py").touch()
+    (place / "torch_smddp.py").write_text(STAND_IN)
+    drill = job("run", TWO, "trainer.process_group_backend=smddp")
+    code, printed = drill.run(PYTHONPATH=f"{tmp_path}{os.pathsep}{REPOSITORY}")
+    assert code == 0, printed
+    assert_equal(drill, reference)
