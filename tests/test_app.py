@@ -17,7 +17,7 @@ from hydra_trainer.errors import ConfigError
 
 from .conftest import REPOSITORY, Job, environment, forked
 
-HEAVY = ("torch", "lightning", "numpy", "kubernetes", "boto3", "sagemaker")
+HEAVY = ("torch", "lightning", "numpy", "kubernetes", "boto3", "botocore", "sagemaker")
 
 
 def typed(tmp_path: Path, *words: str) -> tuple[int, str]:
@@ -135,6 +135,8 @@ def test_nothing_heavy_is_imported_before_training(tmp_path: Path) -> None:
         ["--cfg", "job"],
         ["--help"],
         ["optim.lr=0"],
+        ["launcher=eks", "launcher.dry_run=true"],
+        ["launcher=sagemaker", "launcher.dry_run=true"],
         ["model=mlp", "trainer.max_epochs=1", f"hydra.run.dir={run}"],
     ):
         done = subprocess.run(
