@@ -118,7 +118,7 @@ def run(cfg: Any) -> float | None:
         return None
     result = status.result or {}
     if status.state is JobState.SUCCEEDED:
-        report.summary(result, job, sys.argv[1:])
+        report.summary(result, job, sys.argv[1:], handle if place.elsewhere else None)
         value = (result.get("objective") or {}).get("value")
         return None if value is None else float(value)
     if status.state is JobState.CANCELLED:

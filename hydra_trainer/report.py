@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from . import bootstrap
-from .job import JobSpec
+from .job import JobHandle, JobSpec
 
 
 def program() -> str:
@@ -36,12 +36,15 @@ def shown(path: Path) -> str:
     return str(path.relative_to(here) if path.is_relative_to(here) and path != here else path)
 
 
-def summary(result: dict[str, Any], job: JobSpec, words: Sequence[str]) -> None:
-    """Print the result of a finished job and what to try next."""
+def summary(
+    result: dict[str, Any], job: JobSpec, words: Sequence[str], handle: JobHandle | None = None
+) -> None:
+    """Print a finished job's result and what to try next; `handle` of one that ran elsewhere."""
     directory = Path(job.output)
     words = [word for word in words if word != "again=true"]
     print()
-    _print_table([list(row) for row in _rows(result, directory)])
+    where = ("run directory", shown(directory)) if handle is None else ("job", str(handle))
+    _print_table([list(row) for row in (*_rows(result, directory), where)])
     print("\nNext:")
     for what, line in _next(job, directory, words):
         print(f"  # {what}\n  {line}")
@@ -63,7 +66,6 @@ def _rows(result: dict[str, Any], directory: Path) -> list[tuple[str, str]]:
     rows.append(("time", f"{result.get('seconds', 0):.1f} s, {rate:,.0f} samples/s"))
     if (directory / "metrics.png").exists():
         rows.append(("curves", shown(directory / "metrics.png")))
-    rows.append(("run directory", shown(directory)))
     return rows
 
 
