@@ -532,6 +532,12 @@ def test_refusals(client: Client, path: str, body: Any, code: int, words: str) -
         assert answer.body["kind"] == "Status"
 
 
+def test_a_form_is_no_object(client: Client) -> None:
+    """Which is what curl -d says that it sends."""
+    answer = client.ask("POST", CONFIGS, "{}", kind="application/x-www-form-urlencoded")
+    assert (answer.code, answer.body["reason"]) == (415, "UnsupportedMediaType")
+
+
 def test_refusals_say_what_they_are_about(client: Client) -> None:
     missing = client.get(f"{JOBS}/none").body
     assert missing["message"] == 'pytorchjobs.kubeflow.org "none" not found'

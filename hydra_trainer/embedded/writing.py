@@ -190,6 +190,8 @@ def _decoded(request: Request) -> Any:
             return _from_protobuf(request.body)
         if media_type.endswith("yaml"):
             return yaml.safe_load(request.body)
+        if request.body and not media_type.endswith("json"):
+            raise patches.unsupported("application/json, application/yaml")
         return request.json() if request.body else None
     except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise bad_request(f"the body of the request cannot be decoded: {error}") from None
