@@ -45,8 +45,9 @@ LOST = 141
 REPORT_LIMIT = 4096
 """Bytes that Kubernetes keeps of a termination message (terminationMessagePath)."""
 
-FAILURE_LIMIT = 1024
-"""Characters of output/failure that SageMaker keeps, in FailureReason."""
+FAILURE_LIMIT = 980
+"""Characters for output/failure: SageMaker keeps 1,024 in its FailureReason, and its own words,
+"AlgorithmError:" and the exit code, are among them."""
 
 RESULT = "hydra-trainer result:"
 """Begins the line by which SageMaker's metrics get the objective."""
@@ -55,8 +56,19 @@ PORT = "29500"  # where the instances of a SageMaker job meet: torchrun's own de
 
 POLL = 0.1  # seconds between two looks at the notes
 
-READ_TIMEOUT = 20  # seconds without an answer from the machine that they meet on
-JOIN_TIMEOUT = 1800  # seconds that machines wait for each other: a cluster may have to start one
+READ_TIMEOUT = 20
+"""Seconds without an answer from the machine that they meet on: one that writes a checkpoint may be
+slow, one that is gone answers with a reset, at once, unless its node is gone as well."""
+
+JOIN_TIMEOUT = 1800
+"""Seconds that machines wait for each other, and for the one that they meet on: a cluster may have
+to start it first."""
+
+KEEP_ALIVE = 2
+"""Seconds between two signs of life. After three that are missing, a machine has lost its place to
+the one that comes instead. Less would not be sooner, since a pod takes as long to be made anew, and
+the times are compared, by clocks that may differ."""
+
 MOST_FILES = 100_000
 MOST_BYTES = 2**31  # of the unpacked code
 
@@ -344,7 +356,8 @@ def _rendezvous(environ: Mapping[str, str]) -> list[str]:
     endpoint = environ.get("PET_RDZV_ENDPOINT") or f"{first}:{port}"
     # A store that is silent for longer went with its machine; this one then ends, and meets the
     # others anew.
-    conf = f"join_timeout={JOIN_TIMEOUT},keep_alive_interval=2,read_timeout={READ_TIMEOUT}"
+    conf = f"join_timeout={JOIN_TIMEOUT},read_timeout={READ_TIMEOUT}"
+    conf += f",keep_alive_interval={KEEP_ALIVE}"
     if "PET_NODE_RANK" not in environ:
         return [f"--nnodes={nodes}", f"--rdzv-endpoint={endpoint}", f"--rdzv-conf={conf}"]
     hosts = environ["PET_NODE_RANK"] == "0"

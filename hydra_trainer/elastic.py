@@ -11,20 +11,27 @@ import os
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError, dynamic_rendezvous
+from torch.distributed.elastic.rendezvous import (
+    RendezvousConnectionError,
+    RendezvousError,
+    c10d_rendezvous_backend,
+    dynamic_rendezvous,
+)
 from torch.distributed.launcher import api
 
-from .bootstrap import NOTES, write_json
+from .bootstrap import JOIN_TIMEOUT, NOTES, write_json
 
 PATIENCE = 5
-"""Seconds for ranks to end after one of them was lost. torchrun gives 30, which a rank that waits
-for its lost peer inside a kernel always uses up; what it could still save is saved already."""
+"""Seconds for ranks to end after one of them was lost, or a machine has come to an elastic job.
+torchrun gives 30, which a rank that waits for its lost peer inside a kernel always uses up; what it
+could still save is saved already. Where nobody was lost, they are for a step and a save."""
 
 
 class Agent(LocalElasticAgent):
@@ -61,10 +68,34 @@ def _number_nodes(own: str | None) -> None:
     executor._mark_rendezvous_complete = mark_complete
 
 
+def _await_host(seconds: float) -> None:
+    """Let this machine wait for the one that they meet on, however late that starts.
+
+    torch gives up when it could not be reached for twice the read_timeout. The pod would end, and
+    be made anew, which is for launcher.attempts to count: a node that takes ten minutes to come
+    would end the job.
+    """
+    make = c10d_rendezvous_backend._create_tcp_store
+    until = time.monotonic() + seconds
+
+    def create(params: Any) -> Any:
+        while True:
+            try:
+                return make(params)
+            except RendezvousConnectionError:
+                if params.get_as_bool("is_host") or time.monotonic() > until:
+                    raise
+            print(f"{params.endpoint} cannot be reached yet", file=sys.stderr, flush=True)
+            time.sleep(1)
+
+    c10d_rendezvous_backend._create_tcp_store = create
+
+
 def main(arguments: list[str]) -> int:
     """Run torchrun with `arguments`. Returns 0 when all ranks returned 0, else 1."""
     api.LocalElasticAgent = Agent  # type: ignore[misc]
     _number_nodes(os.environ.get("PET_NODE_RANK"))
+    _await_host(JOIN_TIMEOUT)
     # That it ends ranks is in order; that one ended by itself is still shown.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.ERROR)
     try:
