@@ -614,9 +614,10 @@ def _result(supervisor: Supervisor, run_dir: Path, code: int) -> dict[str, Any]:
     only_told = ((result or {}).get("error") or {}).get("lost_peer")  # rank 0 was not the cause
     if result is not None and result.get("exit_code") == code and not only_told:
         return result
-    cause = supervisor.root_cause() or {}
+    stopped = code in (130, 143)
+    cause = supervisor.root_cause() or ({} if stopped else _silent(code))
     result = {
-        "status": "stopped" if code in (130, 143) else "failed",
+        "status": "stopped" if stopped else "failed",
         **{key: value for key, value in cause.items() if key != "at"},
         "exit_code": code,
     }
@@ -625,6 +626,12 @@ def _result(supervisor: Supervisor, run_dir: Path, code: int) -> dict[str, Any]:
     with contextlib.suppress(OSError):
         write_json(path, result)
     return result
+
+
+def _silent(code: int) -> dict[str, Any]:
+    """Return what can be said where no rank came far enough to say why it ended."""
+    message = f"torchrun ended with exit code {code} before a rank could start: see the log's end"
+    return {"error": {"type": "NotStarted", "message": message, "traceback": ""}}
 
 
 def _threads(processes: int) -> int:

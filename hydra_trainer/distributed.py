@@ -135,8 +135,8 @@ class Agreement:
 
     Every few calls the flags are reduced (maximum) in a side group. The reduction runs while the
     next steps do, and is read at the next check, so a step never waits for it; a signal is acted
-    upon after at most two intervals. Interval: `every` calls, fewer where steps are slow, so that an
-    interval is about a second at most. It is computed from reduced values, hence the same on
+    upon after at most two intervals. Interval: `every` calls, fewer where steps are slow, so that
+    an interval is about a second at most. It is computed from reduced values, hence the same on
     every rank.
     """
 

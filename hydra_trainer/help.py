@@ -12,6 +12,8 @@ EXAMPLES = (
     ("optim.lr=3e-4 trainer.max_epochs=5", "change any value"),
     ("experiment=gpt_tiny", "a whole recipe"),
     ("resources.processes_per_node=2", "two ranks"),
+    ("launcher=eks launcher.dry_run=true", "the manifests; or launcher=sagemaker, the request"),
+    ("launcher=eks launcher.embedded=true", "a rehearsal of a cluster, on this machine"),
     ("debug=default", "one batch of everything, for a debugger"),
     ("-m optim.lr=1e-3,3e-3", "one run for each value"),
     ("--cfg job", "print the whole configuration"),
@@ -22,7 +24,7 @@ EXAMPLES = (
 
 AGAIN = """\
 The same command finds its run again: unfinished, it goes on; finished, it prints the result;
-again=true runs it anew. To ask after a run: hydra-trainer status|logs|wait|cancel RUN, and
+again=true runs it anew. To ask after a run: hydra-trainer status|logs|why|wait|cancel RUN, and
 hydra-trainer list."""
 
 

@@ -115,11 +115,9 @@ def test_an_error_in_the_users_code_ends_the_job_and_is_told(
 
 @pytest.mark.soak
 def test_cancel_lets_a_job_save(sent: Sent, cluster: Embedded, hit: Hit) -> None:
-    env = hit("wait", "train", 5)
-    sent.send("resources.nodes=1", env=env)
+    sent.send("resources.nodes=1", env=hit("until", "train", 5))
     sent.until("waiting")
     sent.place.cancel(sent.handle)
-    Path(env["DRILL_DONE"] + "-go").touch()
     assert sent.place.wait(sent.handle).state is JobState.CANCELLED
     assert Job(sent.directory, []).state()["global_step"] == 6
     left = [

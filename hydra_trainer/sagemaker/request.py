@@ -28,7 +28,7 @@ from .options import (
 OPT = "/opt/ml"
 CODE = "code"  # the channel with the archive of the code
 CONFIG = "config"  # the channel with config.yaml
-WORK = "/tmp/hydra-trainer/code"  # where the code is unpacked
+WORK = f"{OPT}/code"  # where the code is unpacked
 CHECKPOINTS = f"{OPT}/checkpoints"
 OUTPUT = "output"  # the mount that holds the run directories
 ARCHIVE = "code.tar.gz"
@@ -95,10 +95,7 @@ def request(job: JobSpec, options: Options) -> dict[str, Any]:
         "ResourceConfig": _resources(job, options),
         "StoppingCondition": _stopping(options),
         "CheckpointConfig": _checkpoints(mounts, options, name),
-        "VpcConfig": {
-            "SecurityGroupIds": [*options.security_groups],
-            "Subnets": [*options.subnets],
-        },
+        "VpcConfig": _network(options, mounts),
         "EnableNetworkIsolation": options.network_isolation or None,
         "EnableInterContainerTrafficEncryption": options.encrypt_traffic or None,
         "EnableManagedSpotTraining": options.spot or None,
@@ -420,6 +417,13 @@ def stand_in(mount: Mount) -> str:
     if mount.file_system:
         return mount.file_system
     return "fs-" + hashlib.sha256((mount.local or mount.name).encode()).hexdigest()[:17]
+
+
+def _network(options: Options, mounts: list[Mount]) -> dict[str, Any]:
+    groups, subnets = [*options.security_groups], [*options.subnets]
+    if options.embedded and any(mount.kind not in ("s3", "checkpoints") for mount in mounts):
+        groups, subnets = groups or ["sg-00000000"], subnets or ["subnet-00000000"]
+    return {"SecurityGroupIds": groups, "Subnets": subnets}
 
 
 def _checkpoints(mounts: list[Mount], options: Options, name: str) -> dict[str, Any] | None:
