@@ -11,6 +11,7 @@ from hydra_trainer.embedded import sagemaker
 from hydra_trainer.embedded.sagemaker import Service
 from hydra_trainer.job import JobHandle, JobState
 from hydra_trainer.launcher import recorded
+from hydra_trainer.launchers import sagemaker as launched
 from hydra_trainer.sagemaker.account import Account
 
 from .conftest import REPOSITORY, Job
@@ -34,6 +35,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def here(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     """The service of this process instead of one in the background."""
     monkeypatch.setattr(sagemaker, "start", lambda home: service.endpoint)
+    monkeypatch.setattr(launched, "HOME", service.home)
     monkeypatch.chdir(REPOSITORY)
 
 
@@ -120,6 +122,17 @@ def test_a_stopped_job_goes_on_with_the_same_command(sent: Sent, hit: Hit) -> No
     assert sent.handle == JobHandle("sagemaker", f"{first.path}-2")
     assert sent.place.wait(sent.handle).state is JobState.SUCCEEDED
     assert "going on from step" in "".join(sent.place.logs(sent.handle))
+
+
+def test_results_go_to_a_file_system(sent: Sent) -> None:
+    """And a rehearsal leaves them where a run of this machine would."""
+    words = ["trainer.max_epochs=1", "storage=efs", f"storage.mounts.output.local={sent.folder}/x"]
+    sent.where = (*TWO[:2], *words)
+    assert sent.type(*[word for word in sent.words() if not word.startswith("storage.output")]) == 0
+    (directory,) = (sent.folder / "x").iterdir()
+    assert Job(directory, []).result()["status"] == "completed"
+    assert Job(directory, []).state()["global_step"] == 9
+    assert recorded(directory) is not None
 
 
 def test_an_error_in_the_users_code_is_told(

@@ -404,11 +404,13 @@ def _from_s3(name: str, uri: str, mode: str) -> dict[str, Any]:
 def _disk(mount: Mount) -> dict[str, Any]:
     """Return the source of a file system: of FSx, paths begin with the name that it mounts by."""
     front = f"/{mount.mount_name}" if mount.kind == "fsx" else ""
+    # A folder of this machine that stands for it in a rehearsal is that folder already.
+    path = f"{front}/{mount.sub_path}".rstrip("/") if mount.file_system else ""
     return {
         "FileSystemId": stand_in(mount),
         "FileSystemType": "FSxLustre" if mount.kind == "fsx" else "EFS",
         "FileSystemAccessMode": "ro" if mount.read_only else "rw",
-        "DirectoryPath": f"{front}/{mount.sub_path}".rstrip("/") or "/",
+        "DirectoryPath": path or "/",
     }
 
 
