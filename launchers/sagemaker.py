@@ -129,6 +129,7 @@ class SagemakerLauncher(Options):
             sdk.create(account, made)
         else:
             account.create(made)
+        account.created.add(made["TrainingJobName"])
 
     def _beside(self, account: "Account", job: JobSpec, made: dict[str, Any]) -> JobHandle:
         """Find the job that has the name: adopt it, or send another one that goes on from it.
@@ -176,13 +177,13 @@ class SagemakerLauncher(Options):
         return self._handle(account, later)
 
     def _account(self) -> "Account":
-        from hydra_trainer.sagemaker.account import Account
+        from hydra_trainer.sagemaker.account import shared
 
         if self.embedded:
             from hydra_trainer.embedded import sagemaker
 
-            return Account(PLACEHOLDER_REGION, sagemaker.start(HOME.expanduser()))
-        return Account(self.region)
+            return shared(PLACEHOLDER_REGION, sagemaker.start(HOME.expanduser()))
+        return shared(self.region)
 
     def _prepare_embedded(self, account: "Account", job: JobSpec) -> None:
         """Make what an account would have: a bucket, and folders of this machine to mount."""
@@ -247,6 +248,8 @@ class SagemakerLauncher(Options):
         Ctrl-C lets go of the job, which goes on.
         """
         if self.detach:
+            if _parts(handle)[1] in self._account().created:  # a moment ago: nothing to ask for
+                return JobStatus(JobState.PENDING, reason="Starting")
             return self.status(handle)
         from hydra_trainer.sagemaker.follow import follow
 

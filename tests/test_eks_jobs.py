@@ -101,6 +101,7 @@ def test_the_other_operators_train_the_same(sent: Sent, reference: Job, api: str
     sent.assert_equal(reference)
 
 
+@pytest.mark.soak
 def test_an_error_in_the_users_code_ends_the_job_and_is_told(
     sent: Sent, hit: Hit, capsys: pytest.CaptureFixture[str]
 ) -> None:

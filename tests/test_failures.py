@@ -318,13 +318,26 @@ def test_two_ranks_one_of_which_cannot_save(job: Make) -> None:
     assert [c.step for c in whole(drill)] == [2]
 
 
+def assert_told_once(code: int, printed: str) -> None:
+    assert code == 1, printed
+    assert len(re.findall(r"^error: rank [01] failed: the drill divided", printed, re.M)) == 1
+    assert printed.count("Traceback") == 1, printed
+    assert printed.count('raise ZeroDivisionError("the drill divided by zero")') == 1
+
+
 @pytest.mark.xdist_group("ranks")
-def test_an_error_on_all_ranks_is_told_once(job: Make, hit: Hit, tmp_path: Path) -> None:
-    """By the command that started the ranks, and in a container by its bootstrap."""
-    drill = job("run", TWO)
-    fault = hit("raise", "train", 5, "all")
-    code, printed = drill.run(**fault)
-    told = [(code, printed)]
+def test_an_error_on_all_ranks_is_told_once(job: Make, hit: Hit) -> None:
+    """By the command that started the ranks."""
+    assert_told_once(*job("run", TWO).run(**hit("raise", "train", 5, "all")))
+
+
+@pytest.mark.soak
+@pytest.mark.xdist_group("ranks")
+def test_an_error_in_a_container_is_told_by_its_bootstrap(
+    job: Make, hit: Hit, tmp_path: Path
+) -> None:
+    drill, fault = job("run", TWO), hit("raise", "train", 5, "all")
+    drill.run(**fault)
     options = ["--nproc-per-node=2", f"--report={tmp_path / 'report'}"]
     container = subprocess.run(
         [
@@ -340,11 +353,7 @@ def test_an_error_on_all_ranks_is_told_once(job: Make, hit: Hit, tmp_path: Path)
         stderr=subprocess.STDOUT,
         text=True,
     )
-    for code, printed in [*told, (container.returncode, container.stdout)]:
-        assert code == 1, printed
-        assert len(re.findall(r"^error: rank [01] failed: the drill divided", printed, re.M)) == 1
-        assert printed.count("Traceback") == 1, printed
-        assert printed.count('raise ZeroDivisionError("the drill divided by zero")') == 1
+    assert_told_once(container.returncode, container.stdout)
 
 
 # ------------------------------------------------------------------------ what must not be saved

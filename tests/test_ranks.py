@@ -72,6 +72,7 @@ def test_a_stop_that_reaches_one_rank(
     assert seen(tmp_path / "seen") == seen(reference.directory.parent / "seen")
 
 
+@pytest.mark.soak
 def test_a_stop_that_reaches_all_ranks(reference: Job, job: Callable[..., Job], hit: Hit) -> None:
     """In the middle of a validation: it starts again, and counts nothing twice."""
     drill = job("run", TWO, "trainer.stop_check_every_n_steps=1")

@@ -109,6 +109,7 @@ def test_a_spot_interruption_saves_and_goes_on(
     assert_equal(fetched(sent, service), reference)
 
 
+@pytest.mark.soak
 def test_a_stopped_job_goes_on_with_the_same_command(sent: Sent, hit: Hit) -> None:
     sent.where = (*TWO[:2],)
     env = hit("until", "train", 13)
@@ -124,6 +125,7 @@ def test_a_stopped_job_goes_on_with_the_same_command(sent: Sent, hit: Hit) -> No
     assert "going on from step" in "".join(sent.place.logs(sent.handle))
 
 
+@pytest.mark.soak
 def test_results_go_to_a_file_system(sent: Sent) -> None:
     """And a rehearsal leaves them where a run of this machine would."""
     words = ["trainer.max_epochs=1", "storage=efs", f"storage.mounts.output.local={sent.folder}/x"]
@@ -151,6 +153,7 @@ def test_an_error_in_the_users_code_is_told(
     assert verbs.verb("wait", [str(sent.handle)]) == 1
 
 
+@pytest.mark.soak
 def test_settings_that_differ_are_refused_and_again_runs_anew(
     sent: Sent, service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:

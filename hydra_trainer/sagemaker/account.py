@@ -1,19 +1,26 @@
 """An AWS account, as the launcher needs it: a few calls, each safe to give again.
 
-boto3 tries again by itself what may be repeated; here errors become words that say what to type.
+Each operation is asked for at its own pace, and again while AWS is busy or cannot be reached: not
+by botocore, whose budget of retries is one for all jobs of a sweep, and is never given back when a
+lost reply ends in "is there already". Errors become words that say what to type.
 """
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterator
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 
+from hydra_trainer.eks.retry import TRANSIENT, Attempts, Retry, Trouble
 from hydra_trainer.errors import LaunchError
 
-Object = dict[str, Any]
+from .pace import Pace
 
-TRIES = 10
-"""Of one call, botocore's way: at most 20 s between two, and with its own rate after throttling."""
+Object = dict[str, Any]
+Found = TypeVar("Found")
+
+RETRY = Retry()
+"""Of one call: 10 times in two minutes."""
 
 LOGS = "/aws/sagemaker/TrainingJobs"
 
@@ -22,9 +29,14 @@ LOG_IN = "log in again (aws sso login, or renew the keys), then type the same co
 EXPIRED = frozenset(
     {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidClientTokenId"}
     | {"UnrecognizedClientException", "InvalidSignatureException", "SignatureDoesNotMatch"}
+    | {"InvalidAccessKeyId", "InvalidToken", "AuthFailure", "TokenRefreshRequired"}
 )
 DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation"})
-THROTTLED = frozenset({"ThrottlingException", "Throttling", "RequestLimitExceeded", "SlowDown"})
+THROTTLED = frozenset(
+    {"ThrottlingException", "Throttling", "ThrottledException", "RequestLimitExceeded", "SlowDown"}
+    | {"TooManyRequestsException", "RequestThrottled", "RequestThrottledException", "429"}
+)
+SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "ResourceNotFound"})
 
 
@@ -36,6 +48,14 @@ class Refused(LaunchError):
     """AWS says no; `code` is its error code."""
 
     def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Busy(LaunchError):
+    """AWS did not do it, or its answer was lost: it may do it a moment later."""
+
+    def __init__(self, message: str, code: str = "") -> None:
         super().__init__(message)
         self.code = code
 
@@ -62,7 +82,10 @@ class Account:
         with explained():
             self.session = boto3.Session(region_name=region, **(keys if endpoint else {}))
         self.endpoint = endpoint
+        self.created: set[str] = set()
+        """The names of the jobs that were created through it."""
         self._clients: dict[str, Any] = {}
+        self._paces: dict[tuple[str, str], Pace] = {}
         self._there: set[str] = set()
         if self.session.region_name is None:
             raise LaunchError(
@@ -72,14 +95,14 @@ class Account:
         self.region = str(self.session.region_name)
 
     def client(self, service: str) -> Any:
-        """Return boto3's client for a service: one for all calls, so that it learns its rate."""
+        """Return boto3's client for a service: one for all calls."""
         if service not in self._clients:
             from botocore.config import Config
 
-            retries = {"mode": "adaptive", "total_max_attempts": TRIES}
+            once = {"mode": "standard", "total_max_attempts": 1}
             style = {"addressing_style": "path"} if self.endpoint else {}
-            config = Config(retries=retries, s3=style, connect_timeout=10, max_pool_connections=20)
-            with explained():
+            config = Config(retries=once, s3=style, connect_timeout=10, max_pool_connections=20)
+            with explained(service):
                 self._clients[service] = self.session.client(
                     service, endpoint_url=self.endpoint, config=config
                 )
@@ -87,39 +110,57 @@ class Account:
 
     def call(self, service: str, operation: str, **words: Any) -> Object:
         """Call an operation of any service, in boto3's words. Raises Refused, LaunchError."""
-        client = self.client(service)
-        with explained():
+
+        def ask(client: Any) -> Object:
             found: Object = getattr(client, operation)(**words)
-        return found
+            return found
+
+        return self._until_done(service, operation, ask)
+
+    def _until_done(
+        self, service: str, operation: str, ask: Callable[[Any], Found]
+    ) -> Found:
+        """Ask at the pace of an operation, and again while what keeps it may pass."""
+        client = self.client(service)
+        pace = self._paces.setdefault((service, operation), Pace(RETRY.sleep, RETRY.clock))
+        attempts = Attempts(RETRY, client.meta.method_to_api_mapping[operation])
+        while True:
+            pace.wait()
+            try:
+                with explained(service):
+                    found = ask(client)
+            except Busy as error:
+                if error.code in THROTTLED:
+                    pace.refused()
+                attempts.pause(Trouble(str(error)))
+            except Refused:
+                pace.accepted()
+                raise
+            else:
+                pace.accepted()
+                return found
 
     # --------------------------------------------------------------------------------- SageMaker
 
     def create(self, request: Object) -> None:
         """Create a training job. Raises InUse when there is one of that name."""
-        client = self.client("sagemaker")
-        with explained():
-            client.create_training_job(**request)
+        self.call("sagemaker", "create_training_job", **request)
 
     def describe(self, name: str) -> Object | None:
         """Return what there is to know of a job; None where there is none."""
-        client = self.client("sagemaker")
         try:
-            with explained():
-                found: Object = client.describe_training_job(TrainingJobName=name)
+            return self.call("sagemaker", "describe_training_job", TrainingJobName=name)
         except Refused as error:
             if error.code == "ValidationException" and "not found" in str(error).lower():
                 return None
             if error.code in ABSENT:
                 return None
             raise
-        return found
 
     def stop(self, name: str) -> None:
         """Ask a job to stop. One that has ended stays as it is."""
-        client = self.client("sagemaker")
         try:
-            with explained():
-                client.stop_training_job(TrainingJobName=name)
+            self.call("sagemaker", "stop_training_job", TrainingJobName=name)
         except Refused as error:
             if error.code != "ValidationException":
                 raise
@@ -136,31 +177,23 @@ class Account:
 
     def page(self, **filters: Any) -> Object:
         """Return one page of at most 100 summaries, the newest first."""
-        client = self.client("sagemaker")
-        with explained():
-            found: Object = client.list_training_jobs(
-                SortBy="CreationTime", SortOrder="Descending", MaxResults=100, **filters
-            )
-        return found
+        order = {"SortBy": "CreationTime", "SortOrder": "Descending"}
+        return self.call("sagemaker", "list_training_jobs", **order, MaxResults=100, **filters)
 
     def tags(self, arn: str) -> dict[str, str]:
-        client = self.client("sagemaker")
-        with explained():
-            found = client.list_tags(ResourceArn=arn)["Tags"]
+        found = self.call("sagemaker", "list_tags", ResourceArn=arn)["Tags"]
         return {tag["Key"]: tag["Value"] for tag in found}
 
     # ------------------------------------------------------------------------------------- logs
 
     def streams(self, name: str) -> list[str]:
         """Return the log streams of a job, the oldest first: one for each start of an instance."""
-        client, found = self.client("logs"), []
+        found: list[Object] = []
+        wanted = {"logGroupName": LOGS, "logStreamNamePrefix": f"{name}/"}
         token: Object = {}
         while True:
             try:
-                with explained():
-                    page = client.describe_log_streams(
-                        logGroupName=LOGS, logStreamNamePrefix=f"{name}/", **token
-                    )
+                page = self.call("logs", "describe_log_streams", **wanted, **token)
             except Refused as error:
                 if error.code == "ResourceNotFoundException":  # nobody has logged here yet
                     return []
@@ -175,22 +208,17 @@ class Account:
 
     def events(self, stream: str, token: str | None) -> tuple[list[Object], str]:
         """Return the next events of a stream, and the token for those after them."""
-        client = self.client("logs")
         after = {"nextToken": token} if token else {}
-        with explained():
-            page = client.get_log_events(
-                logGroupName=LOGS, logStreamName=stream, startFromHead=True, **after
-            )
+        page = self._events(stream, startFromHead=True, **after)
         return page["events"], str(page["nextForwardToken"])
 
     def last(self, stream: str, count: int) -> list[str]:
         """Return the last lines of a stream."""
-        client = self.client("logs")
-        with explained():
-            page = client.get_log_events(
-                logGroupName=LOGS, logStreamName=stream, startFromHead=False, limit=count
-            )
+        page = self._events(stream, startFromHead=False, limit=count)
         return [str(event["message"]) for event in page["events"]]
+
+    def _events(self, stream: str, **words: Any) -> Object:
+        return self.call("logs", "get_log_events", logGroupName=LOGS, logStreamName=stream, **words)
 
     # --------------------------------------------------------------------------------------- S3
 
@@ -199,21 +227,18 @@ class Account:
         if once and (uri in self._there or self.has(uri)):
             return
         bucket, key = _place(uri)
-        client = self.client("s3")
-        with explained():
-            client.put_object(Bucket=bucket, Key=key, Body=content)
+        self.call("s3", "put_object", Bucket=bucket, Key=key, Body=content)
         if once:
             self._there.add(uri)
 
     def has(self, uri: str) -> bool:
         bucket, key = _place(uri)
-        client = self.client("s3")
         try:
-            with explained():
-                client.head_object(Bucket=bucket, Key=key)
+            self.call("s3", "head_object", Bucket=bucket, Key=key)
         except Refused as error:
-            # Without s3:ListBucket, S3 answers 403 for what is not there.
-            if error.code in ABSENT or error.code == "403":
+            # Without s3:ListBucket, S3 answers 403 for what is not there. A HEAD has no words on
+            # why: who has no rights, or is not logged in (400), hears it from what follows.
+            if error.code in ABSENT or error.code in ("400", "403"):
                 return False
             raise
         self._there.add(uri)
@@ -222,20 +247,33 @@ class Account:
     def read_json(self, uri: str) -> Object | None:
         """Return a JSON object of S3; None where there is none, or none that may be read."""
         bucket, key = _place(uri)
-        client = self.client("s3")
-        with contextlib.suppress(LaunchError, ValueError), explained():
-            body = client.get_object(Bucket=bucket, Key=key)["Body"].read()
-            found = json.loads(body)
+
+        def read(client: Any) -> bytes:
+            return bytes(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+        with contextlib.suppress(LaunchError, ValueError):
+            found = json.loads(self._until_done("s3", "get_object", read))
             return found if isinstance(found, dict) else None
         return None
 
     def make_bucket(self, uri: str) -> None:
         """Make the bucket of a place: the embedded service has none by itself."""
+        bucket, _ = _place(uri)
+        if bucket in self._there:
+            return
         try:
-            self.call("s3", "create_bucket", Bucket=_place(uri)[0])
+            self.call("s3", "create_bucket", Bucket=bucket)
         except Refused as error:
             if error.code != "BucketAlreadyOwnedByYou":
                 raise
+        self._there.add(bucket)
+
+
+@functools.cache
+def shared(region: str | None, endpoint: str | None = None) -> Account:
+    """Return the account of this process, for all jobs of a sweep: clients are slow to make, and
+    paces are learned."""
+    return Account(region, endpoint)
 
 
 def _place(uri: str) -> tuple[str, str]:
@@ -247,14 +285,16 @@ def _place(uri: str) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explained(service: str = "sagemaker") -> Iterator[None]:
     """Say what an error of botocore means, and what to type."""
     from botocore import exceptions
 
     try:
         yield
     except exceptions.ClientError as error:
-        _explain(error.response.get("Error", {}), error.operation_name)
+        action = f"{service}:{error.operation_name}"
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+        _explain(error.response.get("Error", {}), action, status)
     except exceptions.ProfileNotFound as error:
         raise LaunchError(
             f"{error}. Type AWS_PROFILE=NAME in front, with one that aws configure list-profiles "
@@ -273,33 +313,33 @@ def explained() -> Iterator[None]:
         exceptions.CredentialRetrievalError,
     ) as error:
         raise LaunchError(f"Your login at AWS is over ({error}): {LOG_IN}.") from error
-    except (exceptions.EndpointConnectionError, exceptions.HTTPClientError) as error:
-        raise LaunchError(
-            f"AWS cannot be reached: {error}. Look at the network and at launcher.region, then "
-            "type the same command: a job that was sent is found."
+    except (exceptions.ConnectionError, exceptions.HTTPClientError) as error:
+        raise Busy(
+            f"AWS cannot be reached: {error}. Look at the network and at launcher.region."
         ) from error
     except exceptions.BotoCoreError as error:
         raise LaunchError(str(error)) from error
 
 
-def _explain(found: dict[str, str], operation: str) -> NoReturn:
+def _explain(found: dict[str, str], action: str, status: int | None) -> NoReturn:
+    """Raise what a refusal stands for. `action` is IAM's word for what was asked, mostly."""
     code, message = str(found.get("Code", "")), str(found.get("Message", ""))
     if code == "ResourceInUse":
         raise InUse(message)
     if code in EXPIRED:
         raise Refused(f"AWS does not accept your login ({code}: {message}): {LOG_IN}.", code)
-    if code in DENIED or (code == "403" and operation != "HeadObject"):
+    if code in SKEWED:
+        raise Refused(f"The clock of this machine is wrong ({message}). Set it.", code)
+    if code in DENIED or (code == "403" and action != "s3:HeadObject"):
         raise Refused(
-            f"AWS does not let you call {operation}: {message or code}. deploy/iam.json holds the "
+            f"AWS does not let you call {action}: {message or code}. deploy/iam.json holds the "
             "rights that hydra-trainer needs: have them added to who you are.",
             code,
         )
     if code in THROTTLED:
-        raise Refused(
-            f"AWS answers {operation} more slowly than it is asked, {TRIES} times in a row "
-            f"({message}). Type the same command a little later: what was sent is found.",
-            code,
-        )
+        raise Busy(f"AWS is asked more often than it answers ({code}: {message}).", code)
+    if status in TRANSIENT:
+        raise Busy(f"AWS answers {code}: {message}", code)
     if code == "ResourceLimitExceeded":
         raise Refused(
             f"{message} Ask for more in Service Quotas (SageMaker, '... for training job usage'), "
@@ -312,4 +352,4 @@ def _explain(found: dict[str, str], operation: str) -> NoReturn:
             "s3://BUCKET/PREFIX with one that does.",
             code,
         )
-    raise Refused(f"{operation}: {message or code}", code)
+    raise Refused(f"{action}: {message or code}", code)
