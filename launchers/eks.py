@@ -138,6 +138,8 @@ class EksLauncher(Options):
             cluster.create(items[-1], dry_run=True)  # the webhooks say no before anything is there
         made = []
         for item in items:
+            if item.get("immutable") and cluster.exists(_resource(item), _name(item)):
+                continue  # the code of a job before: it is large, and need not be sent again
             try:
                 made.append(cluster.create(item))
             except AlreadyExists:

@@ -160,7 +160,9 @@ class Cluster:
         if "." in resource:
             self._add_owner(resource, name, reference)
         else:  # the server merges the owners of a built-in kind by their uid
-            self._connection.ask(self._patch(resource, name, STRATEGIC, [reference]))
+            patch = self._patch(resource, name, STRATEGIC, [reference])
+            headers = {**patch.headers, "Accept": METADATA}  # not all that it holds
+            self._connection.ask(patch._replace(headers=headers))
 
     def delete(self, resource: str, name: str) -> None:
         """Delete an object; what it owns follows. Deleting what is not there does nothing."""
