@@ -129,7 +129,7 @@ class SagemakerLauncher(Options):
             sdk.create(account, made)
         else:
             account.create(made)
-        account.created.add(made["TrainingJobName"])
+        account.created(made["TrainingJobName"])
 
     def _beside(self, account: "Account", job: JobSpec, made: dict[str, Any]) -> JobHandle:
         """Find the job that has the name: adopt it, or send another one that goes on from it.
@@ -248,7 +248,7 @@ class SagemakerLauncher(Options):
         Ctrl-C lets go of the job, which goes on.
         """
         if self.detach:
-            if _parts(handle)[1] in self._account().created:  # a moment ago: nothing to ask for
+            if self._account().is_new(_parts(handle)[1]):
                 return JobStatus(JobState.PENDING, reason="Starting")
             return self.status(handle)
         from hydra_trainer.sagemaker.follow import follow

@@ -82,8 +82,7 @@ class Account:
         with explained():
             self.session = boto3.Session(region_name=region, **(keys if endpoint else {}))
         self.endpoint = endpoint
-        self.created: set[str] = set()
-        """The names of the jobs that were created through it."""
+        self._new: set[str] = set()
         self._clients: dict[str, Any] = {}
         self._paces: dict[tuple[str, str], Pace] = {}
         self._there: set[str] = set()
@@ -117,9 +116,7 @@ class Account:
 
         return self._until_done(service, operation, ask)
 
-    def _until_done(
-        self, service: str, operation: str, ask: Callable[[Any], Found]
-    ) -> Found:
+    def _until_done(self, service: str, operation: str, ask: Callable[[Any], Found]) -> Found:
         """Ask at the pace of an operation, and again while what keeps it may pass."""
         client = self.client(service)
         pace = self._paces.setdefault((service, operation), Pace(RETRY.sleep, RETRY.clock))
@@ -145,6 +142,16 @@ class Account:
     def create(self, request: Object) -> None:
         """Create a training job. Raises InUse when there is one of that name."""
         self.call("sagemaker", "create_training_job", **request)
+
+    def created(self, name: str) -> None:
+        """Remember that a job has just been created."""
+        self._new.add(name)
+
+    def is_new(self, name: str) -> bool:
+        """Tell, once, whether a job was created just now: there is nothing to ask for yet."""
+        found = name in self._new
+        self._new.discard(name)
+        return found
 
     def describe(self, name: str) -> Object | None:
         """Return what there is to know of a job; None where there is none."""

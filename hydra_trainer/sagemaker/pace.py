@@ -1,0 +1,74 @@
+"""How fast to ask: each operation of AWS has a rate of its own for an account, and tells none.
+
+What it tells is a refusal, and that means one thing: at this moment the account's bucket of tokens
+was empty. Between two such moments no more can have been accepted than what has come into the
+bucket, so that every refusal bounds the rate that the next calls are spaced by, and the longer ago
+the other one is, the closer. A thousand calls cost about ten refusals.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+MEMORY = 200
+"""Calls after which a refusal is forgotten: the rate is known to one part in so many."""
+
+PATIENCE = 50
+"""Further calls without a refusal after which it is tried whether there is more to be had."""
+
+MORE = 1.1
+"""How much more."""
+
+SPARE = 2.0
+"""Seconds without a call after which a bucket may be full: what follows is no measure of a rate."""
+
+
+class Pace:
+    """The rate of one operation, learned from its refusals; no limit until there is one.
+
+    Args:
+        sleep: waits for so many seconds.
+        clock: seconds that never run backwards.
+    """
+
+    def __init__(
+        self,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._sleep = sleep
+        self._clock = clock
+        self._every = 0.0  # seconds between two calls
+        self._due = 0.0  # when the next one may be sent
+        self._idle = 0.0  # seconds in which more could have been sent: no measure of the rate
+        self._accepted = 0
+        self._refusals: deque[tuple[float, int]] = deque()  # when, and after how many accepted
+
+    def wait(self) -> None:
+        """Return when the next call may be sent."""
+        now = self._clock()
+        late = now - self._due
+        if late < 0:
+            self._sleep(-late)
+        else:
+            self._idle += max(late - SPARE, 0.0)
+            self._due = max(self._due, now - self._every)  # one call may be made up for, not more
+        self._due += self._every
+
+    def accepted(self) -> None:
+        """A call was not refused for being one too many."""
+        self._accepted += 1
+        if not self._refusals:
+            return
+        quiet = self._accepted - self._refusals[-1][1]
+        if quiet > MEMORY and quiet % PATIENCE == 0:
+            self._every /= MORE
+
+    def refused(self) -> None:
+        """A call was one too many."""
+        now = self._clock() - self._idle
+        while len(self._refusals) > 1 and self._accepted - self._refusals[0][1] > MEMORY:
+            self._refusals.popleft()
+        bounds = [(now - when) / (self._accepted - count + 1) for when, count in self._refusals]
+        self._every = max(bounds, default=0.0)
+        self._refusals.append((now, self._accepted))
