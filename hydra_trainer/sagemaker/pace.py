@@ -14,10 +14,10 @@ MEMORY = 200
 """Calls after which a refusal is forgotten: the rate is known to one part in so many."""
 
 PATIENCE = 50
-"""Further calls without a refusal after which it is tried whether there is more to be had."""
+"""Calls without a refusal, beyond those, after which there seems to be more to be had."""
 
 MORE = 1.1
-"""How much more."""
+"""How much more is tried then."""
 
 SPARE = 2.0
 """Seconds without a call after which a bucket may be full: what follows is no measure of a rate."""
@@ -43,6 +43,7 @@ class Pace:
         self._idle = 0.0  # seconds in which more could have been sent: no measure of the rate
         self._accepted = 0
         self._refusals: deque[tuple[float, int]] = deque()  # when, and after how many accepted
+        self._expected = 0  # after how many accepted there is one, if the rate is right
 
     def wait(self) -> None:
         """Return when the next call may be sent."""
@@ -58,11 +59,10 @@ class Pace:
     def accepted(self) -> None:
         """A call was not refused for being one too many."""
         self._accepted += 1
-        if not self._refusals:
-            return
-        quiet = self._accepted - self._refusals[-1][1]
-        if quiet > MEMORY and quiet % PATIENCE == 0:
+        if self._every and self._accepted >= self._expected:
             self._every /= MORE
+            self._refusals.clear()  # they are of a time with less
+            self._expected = self._accepted + PATIENCE
 
     def refused(self) -> None:
         """A call was one too many."""
@@ -70,5 +70,6 @@ class Pace:
         while len(self._refusals) > 1 and self._accepted - self._refusals[0][1] > MEMORY:
             self._refusals.popleft()
         bounds = [(now - when) / (self._accepted - count + 1) for when, count in self._refusals]
-        self._every = max(bounds, default=0.0)
+        self._every = max(bounds, default=self._every * MORE)
         self._refusals.append((now, self._accepted))
+        self._expected = self._accepted + MEMORY + PATIENCE
