@@ -122,6 +122,8 @@ def _cancel(options: argparse.Namespace) -> int:
     place.cancel(handle)
     if before.state.ended:
         print(f"It had ended: {_line(before)}")
+    elif (after := _state(handle)).state.ended:
+        print(f"It has ended: {_line(after)}")
     else:
         print(f"Asked to save and stop. To see it end: hydra-trainer wait {handle}")
     return DONE

@@ -5,6 +5,7 @@ What a job looks like there is in hydra_trainer/sagemaker; this file is the way 
 
 import contextlib
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,10 +117,15 @@ class SagemakerLauncher(Options):
         place = f"{request.config_place(self, name)}config.yaml"
         launcher.say(f"submitting {self._handle(account, name)}")
         account.put(place, written)
+        # Looked for before where it is not adopted: what is there after a lost answer is ours.
+        anew = self.again or job.again
+        if anew and account.describe(name) is not None:
+            return self._beside(account, job, made)
         try:
             self._create(account, made)
         except InUse:
-            return self._beside(account, job, made)
+            if not anew:
+                return self._beside(account, job, made)
         return self._handle(account, name)
 
     def _create(self, account: "Account", made: dict[str, Any]) -> None:
@@ -281,10 +287,12 @@ class SagemakerLauncher(Options):
         return {handle: _status(account, _described(account, handle)) for handle in handles}
 
     def cancel(self, handle: JobHandle) -> None:
-        """Stop a job: its ranks get SIGTERM and two minutes to save."""
+        """Stop a job and wait for its end: its ranks get SIGTERM and two minutes to save."""
         account = self._account()
         if not _has_ended(_described(account, handle)):
             account.stop(_parts(handle)[1])
+            while not _has_ended(account.describe(_parts(handle)[1])):
+                time.sleep(self._pause)
 
     def list(self) -> list[tuple[JobHandle, JobStatus]]:
         """Return the jobs of the region that have names like ours."""
