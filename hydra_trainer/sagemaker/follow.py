@@ -45,7 +45,7 @@ def follow(account: Account, name: str, pause: float = POLL) -> Object:
 def wait_all(account: Account, names: Iterable[str], every: float = EVERY) -> dict[str, Object]:
     """Return the summaries of jobs once all have ended: one page of a list at a time.
 
-    A job that is not listed is not there (any more): its summary is empty.
+    The summary of a job that is not there (any more) is empty.
     """
     left, ended = set(names), {}
     while left:
@@ -64,7 +64,9 @@ def wait_all(account: Account, names: Iterable[str], every: float = EVERY) -> di
                 break
             token = {"NextToken": page["NextToken"]}
             begun = _pause(begun, every)
-        ended |= {name: {} for name in left - seen}
+        for name in left - seen:  # gone, or so new that the list does not have it yet
+            if (found := account.describe(name)) is None or found["TrainingJobStatus"] in ENDED:
+                ended[name] = found or {}
         left -= ended.keys()
         if left:
             _pause(begun, every)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from .account import Account
+from .account import Account, Refused
 
 POLL = 2.0  # seconds between two looks at streams that had nothing new
 
@@ -49,7 +49,14 @@ class Logs:
     def _new(self, stream: str) -> Iterator[Line]:
         while True:
             before = self._tokens.get(stream)
-            events, after = self.account.events(stream, before)
+            try:
+                events, after = self.account.events(stream, before)
+            except Refused as error:
+                if (
+                    error.code == "ResourceNotFoundException"
+                ):  # listed, and not known everywhere yet
+                    return
+                raise
             self._tokens[stream] = after
             for event in events:
                 yield Line(int(event["timestamp"]), stream, str(event["message"]))

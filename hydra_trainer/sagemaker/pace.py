@@ -19,6 +19,10 @@ PATIENCE = 50
 MORE = 1.1
 """How much more is tried then."""
 
+SLOWEST = 1.0
+"""Seconds between two calls at most: all that is asked here is allowed more often. What is refused
+all the same, others use up; each call is tried again, at longer and longer intervals."""
+
 SPARE = 2.0
 """Seconds without a call after which a bucket may be full: what follows is no measure of a rate."""
 
@@ -70,6 +74,6 @@ class Pace:
         while len(self._refusals) > 1 and self._accepted - self._refusals[0][1] > MEMORY:
             self._refusals.popleft()
         bounds = [(now - when) / (self._accepted - count + 1) for when, count in self._refusals]
-        self._every = max(bounds, default=self._every * MORE)
+        self._every = min(max(bounds, default=self._every * MORE), SLOWEST)
         self._refusals.append((now, self._accepted))
         self._expected = self._accepted + MEMORY + PATIENCE

@@ -53,8 +53,10 @@ def status(found: Object, result: Object | None = None) -> JobStatus:
         kept = result if (result or {}).get("status") == "stopped" else None
     elif state is JobState.FAILED:
         code = exit_code(found)
+        # A result may be of a try before: what ended this one may not have let it write any.
+        told = EXIT_CODE.search(str(found.get("FailureReason") or ""))
         same = (result or {}).get("status") == "failed" and (result or {}).get("exit_code") == code
-        kept = result if same else None
+        kept = result if told and same else None
     return JobStatus(
         state,
         reason=secondary,
