@@ -21,7 +21,7 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
-from hydra_trainer.eks.instances import INSTANCES, Instance, instance
+from hydra_trainer.instances import INSTANCES, Instance, instance
 from hydra_trainer.eks.shapes import shown
 from hydra_trainer.errors import ConfigError
 from hydra_trainer.sagemaker import rules, shapes
@@ -1085,7 +1085,7 @@ def test_every_accelerated_instance_type_is_known() -> None:
         for name in names
         if not OF_CPUS.match(name) and name not in RETIRED and instance(name) is None
     ]
-    assert not lacking, f"hydra_trainer/eks/instances.py lacks {', '.join(lacking)}"
+    assert not lacking, f"hydra_trainer/instances.py lacks {', '.join(lacking)}"
 
 
 def test_what_instances_have_agrees_with_their_names() -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra_trainer.errors import ConfigError
+from hydra_trainer.instances import instance
 from hydra_trainer.job import JobSpec, Mount
 from hydra_trainer.plain import clean, merge
 from hydra_trainer.storage import OPEN, variable
 
 from . import marks
-from .instances import instance
 from .options import Options
 
 CODE = "/hydra-trainer/code"  # the bootstrap, and the archive of the code

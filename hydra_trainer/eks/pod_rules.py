@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from hydra_trainer.errors import did_you_mean
+from hydra_trainer.instances import INSTANCES, ML, Instance, instance
 
-from .instances import INSTANCES, ML, Instance, instance
 from .security import credential, secret_variable
 from .shapes import Problem, entry, joined, shown, under
 from .templates import Template, dig, objects

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra_trainer.eks.instances import ML
+from hydra_trainer.instances import ML
 from hydra_trainer.eks.shapes import FEW, NONE, Problem, shown, under
 from hydra_trainer.errors import did_you_mean
 
