@@ -15,12 +15,12 @@ import pytest
 import yaml
 
 from hydra_trainer.eks import schema
-from hydra_trainer.instances import INSTANCES, instance
 from hydra_trainer.eks.pod_rules import amount
 from hydra_trainer.eks.rules import restricted_problems, rule_problems, webhook_problems
 from hydra_trainer.eks.schema import Problem, schema_problems
 from hydra_trainer.eks.shapes import Check
 from hydra_trainer.eks.sweep import once
+from hydra_trainer.instances import INSTANCES, instance
 
 Object = dict[str, Any]
 

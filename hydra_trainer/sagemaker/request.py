@@ -10,8 +10,8 @@ from typing import Any
 from hydra_trainer import launcher
 from hydra_trainer.bootstrap import RESULT
 from hydra_trainer.config import get
-from hydra_trainer.instances import ML, Instance, instance
 from hydra_trainer.errors import ConfigError
+from hydra_trainer.instances import ML, Instance, instance
 from hydra_trainer.job import JobSpec, Mount, Resources
 from hydra_trainer.plain import clean, merge
 from hydra_trainer.storage import OPEN, variable
