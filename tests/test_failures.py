@@ -233,7 +233,9 @@ def test_a_disk_that_is_full_to_the_end(job: Make, reference: Job, asynchronous:
     [
         ([], "7:99", [4, 6]),
         ([], "0:99", []),
-        pytest.param([TWO], "7:99:0", [4, 6], marks=pytest.mark.xdist_group("ranks")),
+        pytest.param(
+            [TWO], "7:99:0", [4, 6], marks=[pytest.mark.xdist_group("ranks"), pytest.mark.soak]
+        ),
     ],
 )
 def test_a_stop_while_the_disk_is_full(

@@ -118,6 +118,7 @@ def test_own_model_and_own_data(project: Path) -> None:
     assert list(project.glob("runs/linear-digits-*/result.json"))
 
 
+@pytest.mark.soak
 def test_own_recipe_in_a_conf_folder_with_two_ranks(project: Path) -> None:
     words = ["--config-dir", "conf", "experiment=stripes"]
     printed = run(project, COMMAND, *words, "resources.processes_per_node=2")

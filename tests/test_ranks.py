@@ -84,6 +84,7 @@ def test_a_stop_that_reaches_all_ranks(reference: Job, job: Callable[..., Job], 
     assert_equal(drill, reference)
 
 
+@pytest.mark.soak
 def test_a_stopped_and_a_killed_launcher(reference: Job, job: Callable[..., Job], hit: Hit) -> None:
     drill = job("run", TWO)
     code, printed = drill.run(**hit("SIGTERM", "end", 5, "launcher"))

@@ -79,7 +79,7 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("step", [4, pytest.param(6, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_kill_variants(
     job: Callable[..., Job],
@@ -99,10 +99,14 @@ def test_kill_variants(
 
 
 STOPS = [("train", 5), ("train", 8), ("val", 9), ("val", 18), ("epoch", 9), ("end", 26)]
+SIGNALS = [
+    *((place, step, "SIGTERM", 143) for place, step in STOPS),
+    ("val", 9, "SIGINT", 130),
+    *(pytest.param(*stop, "SIGINT", 130, marks=pytest.mark.soak) for stop in STOPS[3:]),
+]
 
 
-@pytest.mark.parametrize(("name", "expected"), [("SIGTERM", 143), ("SIGINT", 130)])
-@pytest.mark.parametrize(("place", "step"), STOPS)
+@pytest.mark.parametrize(("place", "step", "name", "expected"), SIGNALS)
 def test_stop(
     job: Callable[..., Job],
     hit: Callable[..., dict[str, str]],
