@@ -87,7 +87,12 @@ class Aws:
         return [one["Key"].removeprefix(prefix) for one in found.get("Contents") or ()]
 
     def streams(self, name: str) -> list[str]:
-        found = self.logs.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix=f"{name}/")
+        """None where no job of this service has logged yet: there is no group then."""
+        prefix = f"{name}/"
+        try:
+            found = self.logs.describe_log_streams(logGroupName=GROUP, logStreamNamePrefix=prefix)
+        except self.logs.exceptions.ResourceNotFoundException:
+            return []
         return [one["logStreamName"] for one in found["logStreams"]]
 
     def events(self, stream: str, **more: Any) -> Object:
