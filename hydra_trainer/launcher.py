@@ -5,6 +5,7 @@ arguments are its options. The core never names one.
 """
 
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -141,6 +142,24 @@ def text(manifests: dict[str, Any], language: str = "yaml") -> str:
     return str(
         yaml.dump(manifests, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31 - 1)
     )
+
+
+def config_text(config: dict[str, Any], run_dir: str) -> str:
+    """Return the config.yaml of a job that runs elsewhere, in a run directory as it sees it."""
+    found = {
+        **config,
+        "run": {**config["run"], "dir": run_dir},
+        # How it was sent is none of the worker's business, and not the same in each sitting.
+        "launcher": {"_target_": config["launcher"]["_target_"]},
+        "again": False,
+    }
+    return "".join(_section(json.dumps({key: value})) for key, value in found.items())
+
+
+@functools.lru_cache(maxsize=256)  # most sections are the same in all jobs of a sweep
+def _section(section: str) -> str:
+    """Return a part of a configuration, given as JSON, as YAML."""
+    return text(json.loads(section))
 
 
 def record(directory: Path, handle: JobHandle, status: JobStatus) -> None:

@@ -154,26 +154,12 @@ def _storage_problems(job: JobSpec) -> list[str]:
 
 
 def _config_map(job: JobSpec, options: Options, name: str) -> dict[str, Any]:
-    config = {
-        **job.config,
-        "run": {**job.config["run"], "dir": pod.run_dir(job)},
-        # How it was sent is none of the worker's business, and not the same in each sitting.
-        "launcher": {"_target_": job.config["launcher"]["_target_"]},
-        "again": False,
-    }
-    text = "".join(_section(json.dumps({key: value})) for key, value in config.items())
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(name),
-        "data": {"config.yaml": text},
+        "data": {"config.yaml": launcher.config_text(job.config, pod.run_dir(job))},
     }
-
-
-@functools.lru_cache(maxsize=256)  # most sections are the same in all jobs of a sweep
-def _section(section: str) -> str:
-    """Return a part of a configuration, given as JSON, as YAML."""
-    return launcher.text(json.loads(section))
 
 
 def _code_map(job: JobSpec) -> list[dict[str, Any]]:

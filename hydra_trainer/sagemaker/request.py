@@ -118,12 +118,7 @@ def request(job: JobSpec, options: Options) -> dict[str, Any]:
 
 def config(job: JobSpec, options: Options) -> str:
     """Return config.yaml for the containers."""
-    plain = json.loads(json.dumps(job.config))
-    plain["run"]["dir"] = _run_dir(job, options)
-    # How it was sent is none of the worker's business, and not the same in each sitting.
-    plain["launcher"] = {"_target_": plain["launcher"]["_target_"]}
-    plain["again"] = False
-    return launcher.text(plain)
+    return launcher.config_text(job.config, _run_dir(job, options))
 
 
 def output(options: Options) -> str:
