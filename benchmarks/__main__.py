@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, clusters, gpu, starts, steps
+from . import checkpoints, clusters, gpu, services, starts, steps
 from .table import Row, show
 
 ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -19,6 +19,9 @@ ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
     "dry_run": clusters.dry_run,
     "creates": clusters.creates,
     "waiting": clusters.waiting,
+    "sagemaker_dry_run": services.dry_run,
+    "submit": services.submit,
+    "sweep": services.sweep,
     "gpu": gpu.rows,
 }
 

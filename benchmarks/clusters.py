@@ -6,13 +6,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from . import crowd
+from . import crowd, jobs
 from .crowd import MERGE, STRATEGIC, Bare
 from .starts import TRAIN, in_turns
-from .table import Row, compared
+from .table import Row, compared, limited, verdict
 
 DRY_RUN = [*TRAIN, "launcher=eks", "launcher.dry_run=true"]
 HEAVY = (
@@ -44,12 +43,12 @@ def _many(quick: bool) -> Iterator[Row]:
     from hydra_trainer.launchers.eks import EksLauncher
 
     count, place = 100 if quick else 1000, EksLauncher(embedded=True)
-    jobs = _jobs(count)
+    sweep = jobs.sweep(count, "eks")
     begun = time.process_time()
-    for job in jobs:
+    for job in sweep:
         place.render(job)
     seconds = (time.process_time() - begun) * 1000 / count
-    yield _limited("1,000 jobs rendered and checked", seconds, "s CPU", 2)
+    yield limited("1,000 jobs rendered and checked", seconds, "s CPU", 2)
 
 
 # --------------------------------------------------------------------------------------- creates
@@ -113,7 +112,7 @@ def _in_turns(
     from hydra_trainer.launchers.eks import EksLauncher
 
     place = EksLauncher(embedded=True)
-    rendered = [place.render(job)["items"] for job in _jobs(2 * count, first)]
+    rendered = [place.render(job)["items"] for job in jobs.sweep(2 * count, "eks", first)]
     sent = [(items, [json.dumps(item).encode() for item in items]) for items in rendered]
     times: tuple[list[float], list[float]] = ([], [])
     for turn, start in enumerate(range(0, 2 * count, TURN)):
@@ -133,11 +132,11 @@ def waiting(quick: bool) -> Iterator[Row]:
     asked, peak = _waited(count)
     _, alone = _waited(1)
     name = f"waiting for {count:,} jobs:"
-    yield _limited(f"{name} list calls", asked.pop("list", 0), "", 10)
-    yield _limited(f"{name} watches", asked.pop("watch", 0), "", 1)
-    yield _limited(f"{name} other requests", sum(asked.values()), "", 1)
+    yield limited(f"{name} list calls", asked.pop("list", 0), "", 10)
+    yield limited(f"{name} watches", asked.pop("watch", 0), "", 1)
+    yield limited(f"{name} other requests", sum(asked.values()), "", 1)
     row = compared(f"{name} peak memory / for one", [peak], [alone], "MiB")
-    yield replace(row, note=_verdict(peak, 150, "MB"))
+    yield replace(row, note=verdict(peak, 150, "MB"))
 
 
 def _waited(count: int) -> tuple[dict[str, int], float]:
@@ -145,16 +144,16 @@ def _waited(count: int) -> tuple[dict[str, int], float]:
     from hydra_trainer.launchers.eks import EksLauncher
 
     place = EksLauncher(embedded=True)
-    jobs = [place.render(job)["items"][-1] for job in _jobs(count)]
+    sent = [place.render(job)["items"][-1] for job in jobs.sweep(count, "eks")]
     with crowd.crowded() as there:
         bare = Bare(there.kubeconfig)
-        for item in jobs:
+        for item in sent:
             bare.post(item, json.dumps(item).encode())
-        names = [item["metadata"]["name"] for item in jobs]
+        names = [item["metadata"]["name"] for item in sent]
         with crowd.waiting(there.kubeconfig, names) as process:
             while not there.asked().get("watch"):
                 time.sleep(0.05)
-            for item in jobs:
+            for item in sent:
                 _run(bare, item)
             printed, _ = process.communicate()
         told = json.loads(printed)
@@ -180,38 +179,3 @@ def _run(bare: Bare, job: dict[str, Any]) -> None:
 
 RESULT = json.dumps({"status": "completed", "exit_code": 0, "filler": "x" * 4000})
 """What a pod says at its end: nearly as much as Kubernetes keeps of it."""
-
-# ------------------------------------------------------------------------------------------ both
-
-
-def _jobs(count: int, first: int = 0) -> list[Any]:
-    """Return the jobs of a sweep over the seed."""
-    job = _job()
-    found = []
-    for number in range(first, first + count):
-        identity = f"{number:08x}" * 2
-        name = f"{job.name[:-8]}{identity[:8]}"
-        run = {**job.config["run"], "identity": identity, "name": name}
-        config = {**job.config, "seed": number, "run": run}
-        found.append(replace(job, config=config, identity=identity, name=name))
-    return found
-
-
-def _job(*words: str) -> Any:
-    from hydra import compose, initialize_config_module
-
-    from hydra_trainer import config
-
-    config.register()
-    with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
-        plain = config.validate(compose("config", ["launcher=eks", *words]))
-    return config.to_job(plain, Path("runs/x"))
-
-
-def _limited(name: str, found: float, unit: str, limit: float) -> Row:
-    """Make a row of a figure that has a limit, and no baseline."""
-    return Row(name, f"{found:.3g} {unit}".rstrip(), "", note=_verdict(found, limit, unit))
-
-
-def _verdict(found: float, limit: float, unit: str) -> str:
-    return f"{'met' if found <= limit else 'MISSED'} ({f'{limit:g} {unit}'.rstrip()})"

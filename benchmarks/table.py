@@ -43,6 +43,15 @@ def compared(
     )
 
 
+def limited(name: str, found: float, unit: str, limit: float) -> Row:
+    """Make a row of a figure that has a limit, and no baseline."""
+    return Row(name, f"{found:.3g} {unit}".rstrip(), "", note=verdict(found, limit, unit))
+
+
+def verdict(found: float, limit: float, unit: str) -> str:
+    return f"{'met' if found <= limit else 'MISSED'} ({f'{limit:g} {unit}'.rstrip()})"
+
+
 def show(rows: list[Row]) -> None:
     """Print the table: on a terminal, in a log and in a Markdown file alike."""
     head = ("what", "ours", "baseline", "ratio", "middle half", "target", "")
