@@ -52,7 +52,8 @@ def test_two_pods_train_what_two_ranks_train_here(
 
     # The verbs, by the handle and by the directory, and the same command once more.
     assert verbs.verb("status", [str(sent.directory)]) == 0
-    assert capsys.readouterr().out.startswith("SUCCEEDED  Completed  val/loss=")
+    told = capsys.readouterr().out  # the other pod may still be ending
+    assert told.startswith("SUCCEEDED  Completed  ") and "val/loss=" in told
     assert verbs.verb("wait", [str(sent.handle)]) == 0
     assert verbs.verb("logs", [str(sent.handle)]) == 0
     assert "2 processes, CPU" in capsys.readouterr().out

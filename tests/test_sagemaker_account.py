@@ -175,6 +175,7 @@ def talks(whole_service: Service) -> str:
     """A job that has ended, and said a little."""
     one = accounts.shared(REGION, whole_service.endpoint)
     one.make_bucket("s3://your-bucket")
+    one.put("s3://your-bucket/x", b"{}")
     one.create(asked("talks", "seq 30"))
     whole_service.wait("talks")
     return "talks"
