@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from hydra_trainer import __main__ as verbs
 from hydra_trainer import config
@@ -720,8 +721,16 @@ def test_a_sweep_keeps_to_the_limits_of_an_account(
 
 
 def test_jobs_of_a_sweep_share_their_code_and_are_not_asked_after(
-    sent: Sent, service: Service
+    sent: Sent, service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    composed: list[Any] = []
+    compose = ConfigLoaderImpl.load_sweep_config
+
+    def counted(*words: Any, **named: Any) -> Any:
+        composed.append(words)
+        return compose(*words, **named)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_sweep_config", counted)
     service.delays.pending = FOREVER
     accounts.shared.cache_clear()
     before = Counter(service.calls)
@@ -731,3 +740,4 @@ def test_jobs_of_a_sweep_share_their_code_and_are_not_asked_after(
         "PutObject": calls["PutObject"]
     }
     assert calls["PutObject"] in (3, 4)  # the code may be there already
+    assert len(composed) == 4  # one to see that such jobs can be composed, before any is sent
