@@ -159,7 +159,9 @@ def config_text(config: dict[str, Any], run_dir: str) -> str:
 @functools.lru_cache(maxsize=256)  # most sections are the same in all jobs of a sweep
 def _section(section: str) -> str:
     """Return a part of a configuration, given as JSON, as YAML."""
-    return text(json.loads(section))
+    made = text(json.loads(section))
+    # Where a text ends in empty lines, the writer ends the document; more is to come.
+    return made.removesuffix("...\n") if made.endswith("\n...\n") else made
 
 
 def record(directory: Path, handle: JobHandle, status: JobStatus) -> None:

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hydra_trainer import config, launcher
@@ -199,6 +199,9 @@ def test_any_name_gives_names_that_kubernetes_takes(name: str, nodes: int) -> No
 
 
 @settings(max_examples=300, deadline=None)
+@example("\n")
+@example("a\n...\n")
+@example("a\n\n...")
 @given(text=st.text())
 def test_the_worker_gets_exactly_what_was_composed(text: str) -> None:
     spec, options = job()

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hydra_trainer import config, launcher
@@ -230,6 +230,7 @@ def test_how_it_is_sent_makes_another_digest_and_again_does_not() -> None:
 
 
 @settings(max_examples=300, deadline=None)
+@example("x", "\n")
 @given(st.text(max_size=120), st.text(max_size=400))
 def test_any_name_and_value(name: str, value: str) -> None:
     spec, place = job()
