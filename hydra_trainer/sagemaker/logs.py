@@ -52,11 +52,9 @@ class Logs:
             try:
                 events, after = self.account.events(stream, before)
             except Refused as error:
-                if (
-                    error.code == "ResourceNotFoundException"
-                ):  # listed, and not known everywhere yet
-                    return
-                raise
+                if error.code != "ResourceNotFoundException":
+                    raise
+                return  # it is listed, but not known everywhere yet
             self._tokens[stream] = after
             for event in events:
                 yield Line(int(event["timestamp"]), stream, str(event["message"]))

@@ -23,11 +23,8 @@ SLOWEST = 1.0
 """Seconds between two calls at most: all that is asked here is allowed more often. What is refused
 all the same, others use up; each call is tried again, at longer and longer intervals."""
 
-CAUGHT_UP = 2
-"""Calls that are sent at once by who is late: a bucket has that many, and hardly more."""
-
-SPARE = 2.0
-"""Seconds without a call after which a bucket may be full: what follows is no measure of a rate."""
+SPARE = 0.5
+"""Seconds without a call after which a small bucket may be full: the rest is no measure."""
 
 
 class Pace:
@@ -60,7 +57,7 @@ class Pace:
             self._sleep(-late)
         else:
             self._idle += max(late - SPARE, 0.0)
-            self._due = max(self._due, now - CAUGHT_UP * self._every)
+            self._due = max(self._due, now - self._every)  # one call may be made up for, not more
         self._due += self._every
 
     def accepted(self) -> None:
