@@ -100,10 +100,21 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True)
+class Report:
+    """How far a running job has come: `epoch` of `epochs` is done, and what it logged last."""
+
+    epoch: int
+    epochs: int
+    step: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
 class JobStatus:
     """How a job goes. `exit_code` is None until it ended; `result` is its result.json, if any.
 
-    `started` and `ended` are RFC 3339 times by the platform's clock.
+    `started` and `ended` are RFC 3339 times by the platform's clock. `progress` is the newest word
+    of a job that runs (`Report`), where somebody asked for it.
     """
 
     state: JobState
@@ -114,6 +125,7 @@ class JobStatus:
     restarts: int = 0
     started: str | None = None
     ended: str | None = None
+    progress: Report | None = None
 
 
 @dataclass(frozen=True)

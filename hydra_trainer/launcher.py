@@ -8,7 +8,7 @@ import contextlib
 import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -102,6 +102,21 @@ class Launcher(Protocol):
 
     def wait(self, handle: JobHandle) -> JobStatus:
         """Return when the job has ended."""
+
+    def in_background(self) -> "Launcher":
+        """Return the same launcher, whose `submit` does not wait for the job: for sweeps."""
+
+    def watch(
+        self, jobs: Callable[[], Collection[JobHandle]]
+    ) -> Iterator[dict[JobHandle, JobStatus]]:
+        """Yield how jobs go: what has changed, and at least every few seconds, if only {}.
+
+        `jobs` is asked again and again: which jobs to tell about now, of one cluster and namespace,
+        one region, or this machine. What was yielded once need not be again. A job that is not
+        there (any more) is told as UNKNOWN. The requests do not grow with the number of jobs, but
+        for the results of those that end. Ends never by itself; raises LaunchError when the place
+        can no longer be asked.
+        """
 
     def cancel(self, handle: JobHandle) -> None:
         """Ask the job to save and stop. Cancelling an ended job does nothing."""

@@ -1,0 +1,67 @@
+"""Where the jobs of a sweep come from: a list that is there from the start, or an optimizer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from .rows import Row
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A job that a source wants to be run.
+
+    `number` is its number in the source (hydra.job.num, Optuna's trial). `overrides` are what
+    Hydra composes it from; `params` are what differs between the jobs, as values.
+    """
+
+    number: int
+    overrides: Sequence[str]
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Called by one thread, the engine's. The engine asks again whenever a job has ended."""
+
+    sweeper: str
+    """Its name, for the journal: basic, optuna."""
+
+    total: int | None
+    """How many jobs it will ask for in all, as far as it knows."""
+
+    def samples(self) -> list[Asked]:
+        """Return jobs whose configurations are checked before the first one is sent.
+
+        A list returns all of its jobs; an optimizer one for every choice that it has.
+        """
+
+    def next(self) -> Asked | None:
+        """Return a job to run now. None: there is none now, and none is running: none any more."""
+
+    def ended(self, number: int, row: Row) -> None:
+        """Take in how a job ended: `row.state`, and `row.values` where it succeeded."""
+
+    def reported(self, number: int, step: int, value: float) -> bool:
+        """Take in the first objective of a running job. Returns whether to stop (prune) it."""
+
+
+class Listed:
+    """All jobs are known: Hydra's basic sweeper and every other one that gives batches."""
+
+    sweeper = "basic"
+
+    def __init__(self, jobs: Sequence[Asked]) -> None:
+        self.jobs = list(jobs)
+        self.total: int | None = len(self.jobs)
+        self._left = list(reversed(self.jobs))
+
+    def samples(self) -> list[Asked]:
+        return self.jobs
+
+    def next(self) -> Asked | None:
+        return self._left.pop() if self._left else None
+
+    def ended(self, number: int, row: Row) -> None: ...
+
+    def reported(self, number: int, step: int, value: float) -> bool:
+        return False
