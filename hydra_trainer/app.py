@@ -14,16 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, HydraTrainerError, did_you_mean
+from .errors import ConfigError, HydraTrainerError, JobFailed, did_you_mean
 from .job import CONFIG_ERROR, DONE, USER_ERROR, JobState
-
-
-class JobFailed(HydraTrainerError):
-    """A job ended, and not well. `exit_code` is the job's."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 def main() -> None:
@@ -76,6 +68,10 @@ def _hydra_main() -> None:
             return None
 
     config.register()
+    if {"-m", "--multirun"}.intersection(sys.argv[1:]):
+        from hydra_plugins.hydra_trainer import launcher
+
+        launcher.register()
     hydra.main(version_base="1.3", config_path="pkg://hydra_trainer.conf", config_name="config")(
         task
     )()

@@ -28,6 +28,7 @@ from . import distributed
 from .checkpoint import STATE, Checkpoint, CheckpointError, Store, Writer
 from .distributed import Agreement
 from .errors import NaNLossError
+from .goals import goals
 from .preemption import StopFlag, Stopped
 from .progress import Progress
 
@@ -91,9 +92,8 @@ class Core(Callback):
         self.facts = facts
         self.trainer_conf: dict[str, Any] = config["trainer"]
         self.checkpoint_conf: dict[str, Any] = config["checkpoint"]
-        self.objective: dict[str, Any] = config["objective"]
+        self.goals = goals(config["objective"])
         self.sampler: BatchSampler | None = None
-        self.best: dict[str, Any] | None = None
         self.metrics: dict[str, float] = {}
         self.samples = 0
         self.seconds_before = 0.0
@@ -293,18 +293,8 @@ class Core(Callback):
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
         self.metrics |= values
         self.progress.metrics(values)
-        value = values.get(self.objective["metric"])
-        if value is not None and self._better(value):
-            self.best = {"value": value, "step": trainer.global_step}
-
-    def _better(self, value: float) -> bool:
-        if math.isnan(value):
-            return False
-        if self.best is None:
-            return True
-        if self.objective["mode"] == "max":
-            return value > self.best["value"]
-        return value < self.best["value"]
+        for goal in self.goals:
+            goal.take(values, trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.progress.epoch(trainer.current_epoch, trainer.global_step)
@@ -372,8 +362,8 @@ class Core(Callback):
     def prune(self) -> None:
         """Delete what the policy does not keep; called after a commit."""
         if self.store is not None:
-            conf, goal = self.checkpoint_conf, self.objective
-            self.store.prune(conf["keep_last"], conf["keep_best"], goal["metric"], goal["mode"])
+            conf, goal = self.checkpoint_conf, self.goals[0]
+            self.store.prune(conf["keep_last"], conf["keep_best"], goal.metric, goal.mode)
 
     def seconds(self) -> float:
         """Return how long this run has trained, over all its sittings."""
@@ -397,7 +387,7 @@ class Core(Callback):
             "epoch": finished_epochs(trainer),
             "batch": _processed(trainer.fit_loop.epoch_loop.batch_progress),
             "should_stop": trainer.should_stop,
-            "best": self.best,
+            "best": [goal.best for goal in self.goals],
             "metrics": self.metrics,
             "seconds": self.seconds(),
         }
@@ -419,7 +409,9 @@ class Core(Callback):
             )
         state = checkpoint[KEY]
         self.resume = state
-        self.best, self.metrics = state["best"], dict(state["metrics"])
+        self.metrics = dict(state["metrics"])
+        for goal, best in zip(self.goals, state["best"], strict=False):  # there may be more by now
+            goal.best = best
         self.seconds_before = float(state["seconds"])
         if state["position"] == "pending" and trainer.max_steps == checkpoint["global_step"]:
             # Only the last validation is left, and Lightning would see nothing left to do.

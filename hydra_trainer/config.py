@@ -109,6 +109,8 @@ class ObjectiveConf:
 
     metric: str = "val/loss"
     mode: str = "min"  # min | max
+    value: str = "best"  # best | last: which of the values that were logged
+    others: list[Any] = field(default_factory=list)  # more, for a sweep: {metric, mode, value}
 
 
 @dataclass
@@ -153,15 +155,29 @@ class Config:
     trusted_modules: list[str] = field(default_factory=list)  # your packages that _target_ may name
 
 
+PLUGINS: dict[tuple[str, str], dict[str, Any]] = {
+    ("launcher", "hydra_trainer"): {
+        "_target_": "hydra_plugins.hydra_trainer.launcher.TrainerLauncher",
+        "max_concurrent": None,
+    },
+}
+"""What `hydra/launcher` and `hydra/sweeper` can be beside Hydra's own. They are known here, and
+their classes only in a sweep."""
+
+
 def register() -> None:
     """Put the schema into Hydra's ConfigStore and register our resolvers. Safe to repeat."""
-    ConfigStore.instance().store(name="_schema", node=Config)
+    store = ConfigStore.instance()
+    store.store(name="_schema", node=Config)
+    for (group, name), node in PLUGINS.items():
+        store.store(group=f"hydra/{group}", name=name, node=node)
     # These two stay open until the worker, which alone knows the answer on its platform.
     for resolver in ("mount", "run"):
         OmegaConf.register_new_resolver(
             resolver, lambda name, r=resolver: f"${{{r}:{name}}}", replace=True
         )
     OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, replace=True)
+    OmegaConf.register_new_resolver("default_sweep_dir", _default_sweep_dir, replace=True)
 
 
 # ------------------------------------------------------------------------------------- checks
@@ -183,6 +199,7 @@ ONE_OF = {
     "trainer.process_group_backend": ("auto", "nccl", "gloo", "smddp"),
     "trainer.progress": ("auto", "bar", "lines", "off"),
     "objective.mode": ("min", "max"),
+    "objective.value": ("best", "last"),
     "code.delivery": ("configmap", "s3", "volume", "image"),
     "debug.mode": ("off", "default", "overfit", "profile", "attach"),
     "optim.schedule.name": ("constant", "cosine", "linear"),
@@ -389,12 +406,33 @@ def _combination_problems(plain: dict[str, Any]) -> list[str]:
             f"code.place has no value with code.delivery={code['delivery']}. Type "
             f"code.place={example}."
         )
+    problems += _objective_problems(plain["objective"]["others"])
     low = needed.min_nodes
     if low is not None and not low <= needed.nodes:
         problems.append(
             f"resources.min_nodes is {low}, but must be at most resources.nodes={needed.nodes}."
         )
     return [*problems, *mount_problems(plain)]
+
+
+def _objective_problems(others: list[Any]) -> list[str]:
+    allowed = {"mode": ("min", "max"), "value": ("best", "last")}
+    problems = []
+    for index, one in enumerate(others):
+        key = f"objective.others.{index}"
+        if not (isinstance(one, dict) and isinstance(one.get("metric"), str)):
+            problems.append(
+                f"{key} is {one!r}, but must be a mapping of metric, mode and value. Type "
+                "'objective.others=[{metric: val/acc, mode: max}]'."
+            )
+            continue
+        for word, value in one.items():
+            if word in allowed and value not in allowed[word]:
+                choices = " or ".join(allowed[word])
+                problems.append(f"{key}.{word} is {value!r}, but must be {choices}.")
+            elif word not in ("metric", *allowed):
+                problems.append(f"{key}.{word} is not known; there are metric, mode and value.")
+    return problems
 
 
 def _missing_values(node: Any, key: str = "") -> list[tuple[str, str]]:
@@ -565,3 +603,45 @@ def _default_run_dir(*, _root_: DictConfig) -> str:
         return str(local_output(values) / job_name(values, identity(values, digest)))
     except (ConfigError, KeyError, AttributeError, TypeError):
         return ".hydra-trainer-invalid"  # never used: validate() reports the fault and stops
+
+
+# --------------------------------------------------------------------------------------- sweeps
+
+NOT_SWEEP = re.compile(r"[+~]*(launcher|hydra|again|sweep\.n_trials|storage|name)\b")
+"""Words of a sweep's command that may differ between two sittings of it: where its jobs run, and
+how many there are to be."""
+
+
+def sweep_identity(master: DictConfig) -> str:
+    """Return the digest of what a sweep is about: the words that Hydra composes its jobs from."""
+    return digest({"words": sorted(_sweep_words(master)), "params": _sweeper_params(master)})
+
+
+def _sweep_words(master: DictConfig) -> list[str]:
+    found = OmegaConf.to_container(master.hydra.overrides.task)
+    assert isinstance(found, list)
+    return [str(word) for word in found if not NOT_SWEEP.match(str(word))]
+
+
+def _sweeper_params(master: DictConfig) -> Any:
+    node = OmegaConf.select(master, "hydra.sweeper.params")
+    return OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
+
+
+def _default_sweep_dir(*, _root_: DictConfig) -> str:
+    """Resolver of hydra.sweep.dir: a name by content, so that the same command goes on."""
+    words = [word.partition("=") for word in _sweep_words(_root_)]
+    keys = [key.lstrip("+~").rpartition(".")[2] for key, _, value in words if _varies(value)]
+    name = NOT_IN_A_PATH.sub("-", "-".join(keys)).strip("-.")[:60] or "sweep"
+    plain = {"storage": OmegaConf.to_container(_root_.storage, resolve=True)}
+    return str(local_output(plain) / "sweeps" / f"{name}-{sweep_identity(_root_)[:8]}")
+
+
+def _varies(value: str) -> bool:
+    """Tell whether an override looks like several: good enough for a folder's name."""
+    return "," in value or bool(re.match(r"(choice|range|interval|glob|tag|shuffle|sort)\(", value))
+
+
+def resolve_part(cfg: DictConfig, key: str) -> dict[str, Any]:
+    """Return one section of a configuration as `{key: section}`, resolved."""
+    return {key: OmegaConf.to_container(cfg[key], resolve=True, enum_to_str=True)}

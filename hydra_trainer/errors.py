@@ -5,6 +5,8 @@ HydraTrainerError
 ├── DataError          the data are missing, empty or damaged
 ├── CheckpointError    a checkpoint cannot be written, read, or belongs to something else
 ├── LaunchError        a job cannot be started, found or stopped
+│   └── Full           the place takes no more jobs now
+├── JobFailed          a job ended, and not well; it holds the job's exit code
 └── NaNLossError       the loss stopped being a number
 """
 
@@ -37,6 +39,18 @@ class CheckpointError(HydraTrainerError):
 
 class LaunchError(HydraTrainerError):
     """A job cannot be started, found, followed or stopped."""
+
+
+class Full(LaunchError):
+    """The place takes no more jobs now; it may when one of those that it has has ended."""
+
+
+class JobFailed(HydraTrainerError):
+    """A job ended, and not well. `exit_code` is the job's."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 class NaNLossError(HydraTrainerError):

@@ -24,6 +24,7 @@ from .checkpoint import CommittedCheckpointIO, Store, Writer
 from .config import arguments, get
 from .data import BatchSampler, resumable
 from .errors import ConfigError, DataError
+from .goals import Goal
 from .preemption import NoStopFlag, StopFlag
 from .progress import choose
 from .report import shown
@@ -392,25 +393,13 @@ class _Session:
         goal = self.config["objective"]
         best, last = committed(self.store, goal["metric"], goal["mode"])
         values = {**self.core.metrics, **tested}
-        chosen = self.core.best
-        if chosen is None and goal["metric"] in values:
-            chosen = {"value": values[goal["metric"]], "step": trainer.global_step}
-        if chosen is None:
-            log.warning(
-                "objective.metric is %r, but nothing logged it; logged were: %s",
-                goal["metric"],
-                ", ".join(sorted(values)) or "nothing",
-            )
+        told = [self._told(one, values, trainer.global_step) for one in self.core.goals]
         return {
             "status": "completed",
             "exit_code": 0,
             "name": self.config["run"]["name"],
-            "objective": {
-                "metric": goal["metric"],
-                "mode": goal["mode"],
-                "value": chosen["value"] if chosen else None,
-                "step": chosen["step"] if chosen else None,
-            },
+            "objective": told[0],
+            **({"others": told[1:]} if told[1:] else {}),
             "metrics": {name: _finite(value) for name, value in values.items()},
             "checkpoints": {
                 "best": str(best.path.relative_to(self.directory)) if best else None,
@@ -425,6 +414,20 @@ class _Session:
             "code_digest": self.config["run"]["code_digest"],
             "versions": versions(),
         }
+
+    def _told(self, goal: Goal, values: dict[str, float], step: int) -> dict[str, Any]:
+        """Return what became of an objective: its value and the step at which it was logged."""
+        chosen = goal.best if goal.value == "best" else None
+        if chosen is None and goal.metric in values:
+            chosen = {"value": values[goal.metric], "step": step}
+        if chosen is None:
+            log.warning(
+                "objective.metric is %r, but nothing logged it; logged were: %s",
+                goal.metric,
+                ", ".join(sorted(values)) or "nothing",
+            )
+        found = chosen or {"value": None, "step": None}
+        return {"metric": goal.metric, "mode": goal.mode, **found}
 
 
 def versions() -> dict[str, str]:

@@ -418,7 +418,7 @@ def test_a_metric_that_is_no_number_is_not_the_best(mode: str) -> None:
         metrics = {"val/loss": torch.tensor(value)}
         trainer: Any = SimpleNamespace(callback_metrics=metrics, global_step=step)
         core._take_metrics(trainer)
-    assert core.best == {"value": 1.0, "step": 1}
+    assert core.goals[0].best == {"value": 1.0, "step": 1}
 
 
 def test_nan_before_anything_was_saved(job: Make, hit: Hit) -> None:

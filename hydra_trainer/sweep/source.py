@@ -29,6 +29,9 @@ class Source(Protocol):
     total: int | None
     """How many jobs it will ask for in all, as far as it knows."""
 
+    ahead: bool
+    """Whether its jobs are known before the first one runs, and wait for nothing but room."""
+
     def samples(self) -> list[Asked]:
         """Return jobs whose configurations are checked before the first one is sent.
 
@@ -49,6 +52,7 @@ class Listed:
     """All jobs are known: Hydra's basic sweeper and every other one that gives batches."""
 
     sweeper = "basic"
+    ahead = True
 
     def __init__(self, jobs: Sequence[Asked]) -> None:
         self.jobs = list(jobs)
