@@ -18,6 +18,7 @@ VERBS = {
     "cancel": "ask a job to save and stop",
     "list": "list the jobs that were started from here",
     "diff": "say what differs between two jobs, and whether it could change the training",
+    "sweep": "look at a sweep, stop it, or run its failed jobs again: sweep status DIR",
     "storage": "find the file system behind a claim of a cluster: storage resolve --claim NAME",
 }
 
@@ -37,8 +38,12 @@ def main() -> None:
 
 def verb(name: str, words: Sequence[str]) -> int:
     """Run one verb and return the exit code."""
-    options = _parser(name).parse_args(words)
     try:
+        if name == "sweep":
+            from .sweep.commands import main as sweep
+
+            return sweep(list(words))
+        options = _parser(name).parse_args(words)
         code: int = globals()[f"_{name}"](options)
     except HydraTrainerError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -296,7 +296,8 @@ def compact(result: dict[str, Any], limit: int = REPORT_LIMIT) -> str:
         if len(text(slim)) <= limit:
             return text(slim)
     error = dict(slim.get("error") or {})
-    slim = {key: slim[key] for key in ("status", "exit_code", "rank", "objective") if key in slim}
+    kept = ("status", "exit_code", "rank", "objective", "others")
+    slim = {key: slim[key] for key in kept if key in slim}
     for key in ("type", "message", "traceback"):
         value = str(error.get(key, ""))
         if not value:

@@ -294,7 +294,7 @@ class Engine:
     def _watch(self, row: Row, handle: JobHandle) -> None:
         self._row_of[handle] = row.number
         place = self._planned[row.number].place
-        group = _group(handle, place)
+        group = group_of(handle)
         new = group not in self._watched
         self._watched.setdefault(group, set()).add(handle)
         if new:
@@ -378,7 +378,7 @@ class Engine:
     def _leave(self, row: Row, handle: JobHandle) -> Lane:
         place = self._planned[row.number].place
         lane = self._lanes[place.scheme]
-        self._watched[_group(handle, place)].discard(handle)
+        self._watched[group_of(handle)].discard(handle)
         self._row_of.pop(handle)
         lane.flying.discard(row.number)
         return lane
@@ -428,10 +428,9 @@ def _obey(orders: "queue.SimpleQueue[Callable[[], None] | None]") -> None:
         order()
 
 
-def _group(handle: JobHandle, place: Launcher) -> str:
-    """Return what can be watched at once: a namespace of a cluster, a region, this machine."""
-    above = handle.path.rpartition("/")[0] if place.elsewhere else ""
-    return f"{handle.scheme}://{above}"
+def group_of(handle: JobHandle) -> str:
+    """Return what can be watched at once: a namespace of a cluster, a region, a folder here."""
+    return f"{handle.scheme}://{handle.path.rpartition('/')[0]}"
 
 
 def _worth_another_try(row: Row) -> bool:

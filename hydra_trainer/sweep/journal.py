@@ -95,6 +95,12 @@ def writer(directory: Path) -> str | None:
     return None
 
 
+def wait(directory: Path) -> None:
+    """Return when nobody writes the journal of a directory any more."""
+    with contextlib.suppress(FileNotFoundError), (directory / LOCK).open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
 def _locked(directory: Path) -> IO[str]:
     """Take the lock: the kernel gives it back when this process ends, however it ends."""
     file = (directory / LOCK).open("a+")
