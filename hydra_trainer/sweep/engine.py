@@ -115,7 +115,6 @@ class Engine:
         self._events: list[Event] = []
         self._to_prune: set[int] = set()
         self._error: BaseException | None = None
-        self._stopping = False
         self._over = threading.Event()
 
     # ------------------------------------------------------------------------------------ the loop
@@ -151,21 +150,20 @@ class Engine:
         while True:
             self._fill()
             self._flush()
-            if not any(lane.flying for lane in self._lanes.values()) and not self._waits():
+            busy = any(lane.flying for lane in self._lanes.values()) or self._waits()
+            if self._error is not None or not busy:
                 return
             self._hear()
 
     def _waits(self) -> bool:
         """Tell whether there is something to send once a full place has room again."""
-        return self._error is None and any(
-            lane.waiting and lane.closed is None for lane in self._lanes.values()
-        )
+        return any(lane.waiting and lane.closed is None for lane in self._lanes.values())
 
     def _hear(self) -> None:
         """Take in all that the other threads have learned; wait for it, but not for long."""
         with contextlib.suppress(queue.Empty):
             self._news.get(timeout=TICK)()
-            while True:
+            for _ in range(self._news.qsize()):
                 self._news.get_nowait()()
 
     def _flush(self) -> None:
@@ -181,7 +179,7 @@ class Engine:
 
     def _fill(self) -> None:
         """Send what there is room for, and ask the source for more while nothing waits."""
-        while self._error is None and not self._stopping:
+        while self._error is None:
             self._send_waiting()
             if any(lane.waiting for lane in self._lanes.values()):
                 return
@@ -405,7 +403,6 @@ class Engine:
 
     def _interrupted(self) -> None:
         """Ctrl-C: leave the jobs to themselves, or stop them and see them end."""
-        self._stopping = True
         if self._wish() == "detach":
             raise Detached
         self._view.say("stopping: jobs save first. Ctrl-C once more leaves them to themselves.")

@@ -11,7 +11,7 @@ from hydra_trainer.errors import ConfigError, HydraTrainerError
 from hydra_trainer.job import CONFIG_ERROR, DONE
 
 from . import table
-from .engine import Detached, Engine, Planned
+from .engine import Detached, Engine, Planned, handles
 from .journal import Journal
 from .rows import Objective, Row, State, Sweep
 from .source import Asked, Source
@@ -107,6 +107,8 @@ def run(
     except HydraTrainerError:
         view.close()
         finish(journal.sweep, journal.directory)
+        if any(handles(journal.sweep)):
+            launcher.say(f"jobs go on: hydra-trainer sweep cancel {journal.directory} stops them")
         raise
     finally:
         view.close()
