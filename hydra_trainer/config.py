@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -254,23 +255,40 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: a mandatory value is missing, or an interpolation points nowhere.
     """
     try:
-        plain = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+        found = {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
     except MissingMandatoryValue as error:
         raise ConfigError(_missing(error)) from None
     except (InterpolationKeyError, InterpolationResolutionError) as error:
         raise ConfigError(_dangling(cfg, error)) from None
     except OmegaConfBaseException as error:
         raise ConfigError(str(error)) from None
-    assert isinstance(plain, dict)
-    found = {str(key): value for key, value in plain.items() if key != "hydra"}
     if isinstance(needed := found.get("resources"), dict):
         # One machine by two names, EC2's and SageMaker's: the same run.
         needed["instance_type"] = _ec2(needed.get("instance_type"))
     return found
 
 
-def validate(cfg: DictConfig) -> dict[str, Any]:
+def _resolved(cfg: DictConfig, key: Any) -> Any:
+    """Return one section of a configuration, resolved."""
+    if OmegaConf.is_missing(cfg, key):
+        return "???"
+    value = cfg[key]
+    if not OmegaConf.is_config(value):
+        return value
+    return OmegaConf.to_container(value, resolve=True, enum_to_str=True)
+
+
+Checked = dict[str, list[str]]
+"""What is wrong with nodes that were looked at before, by what is in them."""
+
+
+def validate(cfg: DictConfig, checked: Checked | None = None) -> dict[str, Any]:
     """Check the whole configuration and return it as plain containers.
+
+    Args:
+        cfg: the configuration, with Hydra's own node or without.
+        checked: for the jobs of a sweep, which have most nodes in common: pass the same dict for
+            each, and the source of a class is not read again for the same arguments.
 
     Raises:
         ConfigError: with every problem found, one sentence each, not just the first.
@@ -280,7 +298,7 @@ def validate(cfg: DictConfig) -> dict[str, Any]:
     for key, path in _missing_values(plain):
         problems.append(f"{key} has no value. Type {path}=... on the command line.")
     problems += _range_problems(plain)
-    problems += _target_problems(plain)
+    problems += _target_problems(plain, {} if checked is None else checked)
     problems += _combination_problems(plain)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
@@ -324,27 +342,31 @@ def _range_problems(plain: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _target_problems(plain: dict[str, Any]) -> list[str]:
-    trusted = (*TRUSTED, *plain["trusted_modules"])
+def _target_problems(plain: dict[str, Any], checked: Checked) -> list[str]:
     problems = []
     for key in (*OPEN_NODES, "logger"):
-        node = plain[key]
-        if not isinstance(node, dict):
-            problems.append(f"{key} is {node!r}, but must be a mapping. Choose one: {key}=NAME.")
-            continue
-        if node.get("_target_") == "???":
-            continue  # reported as missing
-        if key != "logger" and not isinstance(node.get("_target_"), str):
-            problems.append(
-                f"{key}._target_ is {node.get('_target_')!r}, but must be the dotted path of a "
-                f"class. Type {key}._target_=mypkg.MyClass."
-            )
-            continue
-        refused = check_targets(node, trusted, key)
-        problems += refused
-        if key != "logger" and not refused:
-            problems += signature_problems(_arguments(plain, key, given=True), key)
+        known = repr((key, plain[key], plain["trusted_modules"]))
+        if known not in checked:
+            checked[known] = _node_problems(plain, key)
+        problems += checked[known]
     return problems
+
+
+def _node_problems(plain: dict[str, Any], key: str) -> list[str]:
+    node = plain[key]
+    if not isinstance(node, dict):
+        return [f"{key} is {node!r}, but must be a mapping. Choose one: {key}=NAME."]
+    if node.get("_target_") == "???":
+        return []  # reported as missing
+    if key != "logger" and not isinstance(node.get("_target_"), str):
+        return [
+            f"{key}._target_ is {node.get('_target_')!r}, but must be the dotted path of a "
+            f"class. Type {key}._target_=mypkg.MyClass."
+        ]
+    refused = check_targets(node, (*TRUSTED, *plain["trusted_modules"]), key)
+    if key == "logger" or refused:
+        return refused
+    return signature_problems(_arguments(plain, key, given=True), key)
 
 
 def _arguments(plain: dict[str, Any], key: str, *, given: bool = False) -> dict[str, Any]:
@@ -559,28 +581,32 @@ def _short(node: Any) -> str:
     return "".join(c for c in str(target).rsplit(".", 1)[-1].lower() if c.isalnum())
 
 
-def to_job(plain: dict[str, Any], directory: Path, root: Path | None = None) -> JobSpec:
+def to_job(
+    plain: dict[str, Any], directory: Path | Callable[[str], Path], root: Path | None = None
+) -> JobSpec:
     """Return the JobSpec of a validated configuration.
 
     Args:
         plain: what `validate` returned.
-        directory: the run directory.
+        directory: the run directory, or what returns it for the name of the job.
         root: where the user's code lies; the current directory when left out.
     """
     code = _code(plain, root or Path.cwd())
-    name = identity(plain, code.digest)
+    digest = identity(plain, code.digest)
+    name = job_name(plain, digest)
+    output = str(directory(name) if callable(directory) else directory)
     config = json.loads(json.dumps(plain))
     config["run"] = {
-        "name": job_name(plain, name),
-        "dir": str(directory),
-        "identity": name,
+        "name": name,
+        "dir": output,
+        "identity": digest,
         "code_digest": code.digest,
     }
     return JobSpec(
-        name=config["run"]["name"],
-        identity=name,
+        name=name,
+        identity=digest,
         config=config,
-        output=str(directory),
+        output=output,
         resources=resources(plain),
         code=code,
         mounts=mounts(plain),
