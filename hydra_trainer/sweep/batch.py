@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -97,12 +98,10 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
 
 
 def _planned(composer: composing.Composer, asked: Asked, directory: Path) -> Planned:
-    from hydra.core.hydra_config import HydraConfig
-
     cfg = composer.compose(asked.overrides, asked.number)
-    HydraConfig.instance().set_config(cfg)  # for ${hydra:...}, which only one thread may resolve
-    _, job, place = composing.planned(cfg, directory)
-    return Planned(job, place)
+    plain, job, place = composing.planned(cfg, directory, composer.checked)
+    again = job.again or bool(plain["launcher"].get("again"))
+    return Planned(replace(job, again=again), place)
 
 
 def value(row: Row) -> float | tuple[float, ...]:
