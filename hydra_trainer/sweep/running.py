@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from .rows import Objective, Row, State, Sweep
 from .source import Asked, Source
 
 SHOWN = 5  # jobs whose faults are told in full; the others are counted
+
+SILENCE = 3.0  # seconds after which one who waits hears how far it is
 
 REPORT = "report.html"
 TABLE = "sweep.csv"
@@ -36,7 +39,11 @@ def plan_all(asked: Sequence[Asked], plan: Callable[[Asked], Planned]) -> dict[i
     """
     made: dict[int, Planned] = {}
     wrong: dict[str, list[Asked]] = {}
+    told = time.monotonic()
     for one in asked:
+        if time.monotonic() - told > SILENCE:
+            told = time.monotonic()
+            launcher.say(f"checked {len(made)} of {len(asked)} jobs")
         try:
             made[one.number] = plan(one)
             made[one.number].place.render(made[one.number].job)
