@@ -213,6 +213,24 @@ def reaching(handle: JobHandle) -> Launcher:
     return found
 
 
+_said: set[str] | None = None
+
+
 def say(line: str) -> None:
     """Print a line about a job to stderr: stdout is for what the job itself says."""
+    if _said is not None and line.startswith("warning:"):
+        if line in _said:
+            return
+        _said.add(line)
     print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def warning_once() -> Iterator[None]:
+    """Say the same warning once only: the jobs of a sweep have most of them in common."""
+    global _said
+    _said = set()
+    try:
+        yield
+    finally:
+        _said = None

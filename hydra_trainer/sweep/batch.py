@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,7 +80,22 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
     def plan(asked: Asked) -> Planned:
         return _planned(composer, asked, directory)
 
-    planned = running.plan_all(jobs.samples(), plan)
+    with launcher.warning_once():
+        return _run(jobs, hydra_launcher, plan, limits)
+
+
+def _run(
+    jobs: Source,
+    hydra_launcher: HydraLauncher,
+    plan: Callable[[Asked], Planned],
+    limits: "_Limits",
+) -> dict[int, Row]:
+    directory = hydra_launcher.directory
+    try:
+        planned = running.plan_all(jobs.samples(), plan)
+    except ConfigError:
+        _clear(directory)
+        raise
     places = [one.place for one in planned.values()]
     if any(place.dry_run or place.check for place in places):
         _clear(directory)

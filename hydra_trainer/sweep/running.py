@@ -58,7 +58,7 @@ def plan_all(asked: Sequence[Asked], plan: Callable[[Asked], Planned]) -> dict[i
 def _of_jobs(problem: str, jobs: list[Asked], all_of_them: int) -> str:
     if len(jobs) == all_of_them:
         return problem
-    which = "; ".join(" ".join(job.overrides) for job in jobs[:SHOWN])
+    which = "; ".join(job.shown() for job in jobs[:SHOWN])
     more = f"; and {len(jobs) - SHOWN} more" if len(jobs) > SHOWN else ""
     return f"{problem} (in {len(jobs)} of {all_of_them} jobs: {which}{more})"
 

@@ -19,6 +19,10 @@ class Asked:
     overrides: Sequence[str]
     params: dict[str, Any] = field(default_factory=dict)
 
+    def shown(self) -> str:
+        """Return what sets this job apart from the others, as one would type it."""
+        return " ".join(f"{key}={value}" for key, value in self.params.items())
+
 
 class Source(Protocol):
     """Called by one thread, the engine's. The engine asks again whenever a job has ended."""
