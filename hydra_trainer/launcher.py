@@ -61,6 +61,12 @@ class Launcher(Protocol):
     check: bool
     """Say what would stop the job, and stop."""
 
+    detach: bool
+    """Do not wait for the job."""
+
+    at_once: int | None
+    """How many of its jobs a sweep has in flight where nobody says; None: all of them."""
+
     @classmethod
     def reaching(cls, handle: JobHandle) -> "Launcher":
         """Return a launcher that can be asked about the job of a handle."""

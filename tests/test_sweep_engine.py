@@ -37,6 +37,7 @@ class Place:
     scheme: str = "eks"
     elsewhere: bool = True
     at_once: int | None = None
+    detach: bool = False
     refuse: Callable[[str], Exception | None] = lambda name: None
     sent: list[tuple[str, bool]] = field(default_factory=list)
     left: dict[JobHandle, list[JobStatus]] = field(default_factory=dict)
@@ -370,6 +371,15 @@ def test_an_interrupt_lets_go(bench: Bench) -> None:
     assert not place.cancelled
     rows = journal.read(bench.directory).shown()
     assert [row.state for row in rows] == [State.RUNNING, State.RUNNING, State.PLANNED]
+
+
+def test_detached_jobs_are_sent_and_let_go(bench: Bench) -> None:
+    place = Place(lambda name: [RUNNING], detach=True)
+    with pytest.raises(Detached):
+        bench.sit(grid(1, 2, 3), lambda asked: place)
+    assert names(place) == ["job-1", "job-2", "job-3"]
+    rows = journal.read(bench.directory).shown()
+    assert all(row.handle and not row.state.ended for row in rows)
 
 
 def test_an_interrupt_stops_all_jobs(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from hydra_trainer.sweep import journal
 from hydra_trainer.sweep.rows import State
 
 from .conftest import REPOSITORY, environment
-from .player import Player
+from benchmarks.player import Player
 
 COUNT = 40
 

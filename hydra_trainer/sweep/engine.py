@@ -113,6 +113,7 @@ class Engine:
         self._row_of: dict[JobHandle, int] = {}
         self._news: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._events: list[Event] = []
+        self._sending: set[int] = set()
         self._to_prune: set[int] = set()
         self._error: BaseException | None = None
         self._over = threading.Event()
@@ -150,14 +151,20 @@ class Engine:
         while True:
             self._fill()
             self._flush()
-            busy = any(lane.flying for lane in self._lanes.values()) or self._waits()
-            if self._error is not None or not busy:
+            flying = any(lane.flying for lane in self._lanes.values())
+            if self._error is not None or not (flying or self._waits()):
                 return
+            if not (self._sending or self._waits()) and self._all_let_go():
+                raise Detached
             self._hear()
 
     def _waits(self) -> bool:
         """Tell whether there is something to send once a full place has room again."""
         return any(lane.waiting and lane.closed is None for lane in self._lanes.values())
+
+    def _all_let_go(self) -> bool:
+        """Tell whether nobody is to wait for the jobs: launcher.detach=true in all of them."""
+        return self._source.ahead and all(lane.place.detach for lane in self._lanes.values())
 
     def _hear(self) -> None:
         """Take in all that the other threads have learned; wait for it, but not for long."""
@@ -248,6 +255,7 @@ class Engine:
             while lane.waiting and lane.has_room(_now()):
                 number = lane.waiting.popleft()
                 lane.flying.add(number)
+                self._sending.add(number)
                 lane.orders.put(partial(self._submit, lane, number))
 
     def _submit(self, lane: Lane, number: int) -> None:
@@ -266,11 +274,13 @@ class Engine:
 
     def _sent(self, lane: Lane, number: int, handle: JobHandle) -> None:
         lane.refused = 0
+        self._sending.discard(number)
         self._write("sent", number, handle=str(handle))
         self._watch(self.sweep.rows[number], handle)
 
     def _not_sent(self, lane: Lane, number: int, error: Exception) -> None:
         lane.flying.discard(number)
+        self._sending.discard(number)
         if isinstance(error, Full):
             lane.waiting.appendleft(number)
             lane.full_until = float("inf") if lane.flying else _now() + PATIENCE
