@@ -159,7 +159,7 @@ def test_all_jobs_run_in_order_and_no_more_than_may(bench: Bench) -> None:
     rows = bench.sit(grid(3, 1, 2, 5, 4), lambda asked: place, limit=2)
     assert names(place) == ["job-3", "job-1", "job-2", "job-5", "job-4"]
     assert [rows[number].values for number in range(5)] == [[3.0], [1.0], [2.0], [5.0], [4.0]]
-    assert place.most == 2
+    assert place.most == 2 and bench.planned == 5
     assert journal.read(bench.directory).rows == {row.number: row for row in rows.values()}
 
 
@@ -319,7 +319,11 @@ class Picky(Listed):
 
     def __init__(self, *values: float) -> None:
         super().__init__(grid(*values).jobs)
+        self.left = list(reversed(self.jobs))
         self.heard: list[tuple[int, State]] = []
+
+    def next(self) -> Asked | None:
+        return self.left.pop() if self.left else None
 
     def reported(self, number: int, step: int, value: float) -> bool:
         return value >= 1

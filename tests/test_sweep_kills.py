@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.player import Player
 from hydra_trainer.sweep import journal
 from hydra_trainer.sweep.rows import State
 
 from .conftest import REPOSITORY, environment
-from benchmarks.player import Player
 
 COUNT = 40
 

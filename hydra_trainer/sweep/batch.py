@@ -189,7 +189,7 @@ def _one_after_another(
     header = _header(hydra_launcher, jobs.sweeper)
     sweep = Sweep(objectives=[Objective(**one) for one in header["objectives"]])
     rows: dict[int, Row] = {}
-    while (asked := jobs.next()) is not None:
+    for asked in jobs.samples():
         job, place = planned[asked.number]
         handle, status = launcher.run(place, job)
         found = outcome(status, sweep.objectives)

@@ -120,10 +120,14 @@ class Engine:
 
     # ------------------------------------------------------------------------------------ the loop
 
-    def run(self, source: Source, planned: dict[int, Planned]) -> None:
+    def run(
+        self, source: Source, planned: dict[int, Planned], done: dict[int, int] | None = None
+    ) -> None:
         """Run every job that the source has, and return when the last one has ended.
 
-        `planned` are jobs that are made already, by the source's number: they were checked.
+        Args:
+            planned: jobs that are made already, by the source's number: they were checked.
+            done: rows of jobs that need not be made, by the source's number: they have ended.
 
         Raises:
             Detached: the user let go of the jobs that still run.
@@ -131,7 +135,8 @@ class Engine:
                 longer be asked, ... Jobs that run go on; the same command finds them.
         """
         self._source = source
-        if planned:
+        self.rows_of |= done or {}
+        if source.ahead:
             self._take({asked.number: asked for asked in source.samples()}, planned)
         try:
             self._loop()
@@ -188,7 +193,7 @@ class Engine:
         """Send what there is room for, and ask the source for more while nothing waits."""
         while self._error is None:
             self._send_waiting()
-            if any(lane.waiting for lane in self._lanes.values()):
+            if self._source.ahead or any(lane.waiting for lane in self._lanes.values()):
                 return
             if self._lanes and not any(lane.has_room(_now()) for lane in self._lanes.values()):
                 return
@@ -212,8 +217,9 @@ class Engine:
                 self._events.append(_job_event(row, asked[number], one))
             self.rows_of[number] = row
         if self._source.ahead:
-            numbers = list(dict.fromkeys(self.rows_of.values()))
-            self._events.append({"event": "plan", "numbers": numbers})
+            rows = list(dict.fromkeys(self.rows_of[number] for number in sorted(self.rows_of)))
+            if rows != self.sweep.current:
+                self._events.append({"event": "plan", "numbers": rows})
         self._flush()
         for number, one in planned.items():
             row = self.rows_of[number]

@@ -39,7 +39,8 @@ class Source(Protocol):
     def samples(self) -> list[Asked]:
         """Return jobs whose configurations are checked before the first one is sent.
 
-        A list returns all of its jobs; an optimizer one for every choice that it has.
+        What is known `ahead` is all told here; an optimizer returns one for every choice that it
+        has.
         """
 
     def next(self) -> Asked | None:
@@ -61,13 +62,12 @@ class Listed:
     def __init__(self, jobs: Sequence[Asked]) -> None:
         self.jobs = list(jobs)
         self.total: int | None = len(self.jobs)
-        self._left = list(reversed(self.jobs))
 
     def samples(self) -> list[Asked]:
         return self.jobs
 
     def next(self) -> Asked | None:
-        return self._left.pop() if self._left else None
+        return None  # `samples` has told all
 
     def ended(self, number: int, row: Row) -> None: ...
 
