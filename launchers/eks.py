@@ -5,8 +5,9 @@ What a job looks like there is in hydra_trainer/eks; this file is the way throug
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from hydra_trainer import delivery, launcher
 from hydra_trainer.eks import manifests, marks, pod
 from hydra_trainer.eks.options import PLACEHOLDER, Options
 from hydra_trainer.eks.seen import label
-from hydra_trainer.errors import ConfigError, LaunchError
+from hydra_trainer.errors import ConfigError, Full, LaunchError
 from hydra_trainer.job import JobHandle, JobSpec, JobState, JobStatus
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ RESOURCES = {
     "trainjob": "trainjobs.trainer.kubeflow.org/v1alpha1",
     "hyperpod": "hyperpodpytorchjobs.sagemaker.amazonaws.com/v1",
 }
+QUOTA = re.compile(r"exceeded quota: .* used: \S*=[1-9]")
+"""The refusal of an object for which there is room once another one is gone."""
+
 PREFLIGHT = 20.0  # seconds for one question: a webhook that is down must not be waited for
 LAST_LINES = 20  # of a log, that `why` reads
 
@@ -42,6 +46,7 @@ class EksLauncher(Options):
     scheme = "eks"
     elsewhere = True
     language = "yaml"
+    at_once = None
 
     @classmethod
     def reaching(cls, handle: JobHandle) -> "EksLauncher":
@@ -90,7 +95,7 @@ class EksLauncher(Options):
         from hydra_trainer.findings import render_findings
 
         spec = self.render(job)
-        findings = preflight(self._cluster(PREFLIGHT), spec)
+        findings = preflight(self._cluster(seconds=PREFLIGHT), spec)
         print(render_findings(findings))
         return not any(finding.level == "fail" for finding in findings)
 
@@ -99,6 +104,7 @@ class EksLauncher(Options):
 
         Raises:
             ConfigError: the job is wrong; nothing was sent.
+            Full: a quota of the namespace has no room for one more job.
             LaunchError: the cluster refuses it, or cannot be reached.
         """
         if self.image == PLACEHOLDER and not self.embedded:
@@ -135,13 +141,15 @@ class EksLauncher(Options):
         from hydra_trainer.eks.refusals import AlreadyExists
 
         if self.api != "trainjob":  # whose webhook first wants to see its runtime
-            cluster.create(items[-1], dry_run=True)  # the webhooks say no before anything is there
+            with _told_when_full():  # the webhooks say no before anything is there
+                cluster.create(items[-1], dry_run=True)
         made = []
         for item in items:
             if item.get("immutable") and cluster.exists(_resource(item), _name(item)):
                 continue  # the code of a job before: it is large, and need not be sent again
             try:
-                made.append(cluster.create(item))
+                with _told_when_full() if item is items[-1] else contextlib.nullcontext():
+                    made.append(cluster.create(item))
             except AlreadyExists:
                 if item is items[-1] or item.get("immutable"):
                     continue  # the job: somebody sent the same at the same time
@@ -177,11 +185,12 @@ class EksLauncher(Options):
             if kind == "DELETED":
                 return
 
-    def _cluster(self, seconds: float | None = None) -> "Cluster":
+    def _cluster(self, **budget: Any) -> "Cluster":
+        """Return the cluster; `budget` is how long it is asked for an answer, as in Retry."""
         from hydra_trainer.eks.cluster import Cluster
         from hydra_trainer.eks.retry import Retry
 
-        retry = Retry() if seconds is None else Retry(seconds=seconds)
+        retry = Retry(**budget)
         if self.embedded:
             from hydra_trainer import embedded
 
@@ -268,6 +277,43 @@ class EksLauncher(Options):
         ended = follow.wait_all(cluster, resource, set(names))
         return {names[name]: status for name, status in ended.items()}
 
+    def in_background(self) -> "EksLauncher":
+        """Return the same launcher, whose `follow` does not wait for the job."""
+        return replace(self, detach=True)
+
+    def watch(
+        self, jobs: Callable[[], Collection[JobHandle]], *, progress: bool = True
+    ) -> Iterator[dict[JobHandle, JobStatus]]:
+        """Yield how jobs of one namespace go: one watch of their kind and one of pods for all.
+
+        With `progress`, the log of one running job is looked at each second, in turn.
+        """
+        from hydra_trainer.eks import many
+
+        while not (first := jobs()):
+            yield {}
+            time.sleep(many.TICK)
+        place = self._of(next(iter(first)))
+        cluster = place._cluster(seconds=many.PATIENCE, tries=many.TRIES)
+        handles: dict[str, JobHandle] = {}
+
+        def names() -> Collection[str]:
+            handles.clear()
+            handles.update({_parts(handle)[2]: handle for handle in jobs()})
+            return handles
+
+        changes = many.Teller(cluster, _of_all_kinds, progress=progress).tell(names)
+        with contextlib.closing(changes):
+            for found in changes:
+                yield {handles[name]: status for name, status in found.items()}
+
+    def _of(self, handle: JobHandle) -> "EksLauncher":
+        """Return a launcher for the cluster of a handle, whatever the context is by now."""
+        context, namespace, _ = _parts(handle)
+        if self.embedded and context == EMBEDDED:
+            return replace(self, namespace=namespace)
+        return replace(self, context=context, namespace=namespace, embedded=False)
+
     def cancel(self, handle: JobHandle) -> None:
         """Delete a job: its pods get SIGTERM and the grace period to save."""
         from hydra_trainer.eks import state
@@ -342,6 +388,22 @@ def _gone(handle: JobHandle) -> LaunchError:
         f"There is no job {handle}. It was cancelled or deleted, or its time to live is over "
         "(launcher.ttl); a run directory on shared storage still has its result.json."
     )
+
+
+@contextlib.contextmanager
+def _told_when_full() -> Iterator[None]:
+    """Tell a quota without room, which has some later, from other refusals of a job."""
+    from hydra_trainer.eks.refusals import ApiError
+
+    try:
+        yield
+    except ApiError as error:
+        if error.code == 403 and QUOTA.search(error.message):
+            raise Full(
+                f"{error} A job counts until it is deleted: by hydra-trainer cancel while it runs, "
+                "by kubectl delete or its time to live (launcher.ttl) afterwards."
+            ) from error
+        raise
 
 
 def _see(cluster: "Cluster", handle: JobHandle) -> "Seen":

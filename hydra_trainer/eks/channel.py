@@ -7,6 +7,7 @@ for it; here it is 0.18 ms, most of it for JSON.
 """
 
 import base64
+import contextlib
 import http.client
 import re
 import select
@@ -18,6 +19,7 @@ from collections.abc import Generator, Mapping
 from io import BufferedReader
 from typing import Any
 from urllib.parse import SplitResult, unquote, urlsplit
+from weakref import WeakSet
 
 from hydra_trainer.errors import LaunchError
 
@@ -59,6 +61,8 @@ class Route:
         self._name = getattr(settings, "tls_server_name", None) or self._parts.hostname
         self._proxy = _proxy(server, settings)
         self._idle: deque[_Channel] = deque()
+        self._all: WeakSet[_Channel] = WeakSet()
+        self._closed = False
 
     def send(
         self,
@@ -82,6 +86,12 @@ class Route:
         except (OSError, ValueError, Broken) as error:
             channel.close()
             raise lost(error) from error
+
+    def close(self) -> None:
+        """End all connections, whatever thread is reading from them; new ones end at once."""
+        self._closed = True
+        for channel in [*self._all]:
+            channel.end()
 
     def keep(self, channel: "_Channel") -> None:
         """Take back a connection whose reply was read to the end."""
@@ -116,9 +126,13 @@ class Route:
             sock = _connected(host, port, urlsplit(self._proxy or ""))
             if self._tls:
                 sock = self._tls.wrap_socket(sock, server_hostname=self._name)
-            return _Channel(sock)
+            channel = _Channel(sock)
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(str(error)) from error
+        self._all.add(channel)
+        if self._closed:
+            channel.end()
+        return channel
 
 
 class _Channel:
@@ -134,6 +148,11 @@ class _Channel:
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(0))
+
+    def end(self) -> None:
+        """Let whoever reads from it find its end; he closes it."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         self.stream.close()

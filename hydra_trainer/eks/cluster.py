@@ -87,6 +87,10 @@ class Cluster:
         """The namespace. Raises LaunchError when none was given and the context names none."""
         return self._connection.namespace
 
+    def close(self) -> None:
+        """Break off what other threads are asking: watches, logs. Nothing can be asked any more."""
+        self._connection.close()
+
     def server_time(self) -> float | None:
         """Seconds since 1970 by the server's clock, which stamps the objects; None before it
         answered."""

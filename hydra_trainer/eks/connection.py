@@ -14,6 +14,7 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
+from weakref import WeakSet
 
 from hydra_trainer import __version__
 from hydra_trainer.errors import LaunchError
@@ -71,6 +72,8 @@ class Connection:
         self._namespace = namespace
         self._client: _Client | None = None
         self._lock = threading.Lock()
+        self._routes: WeakSet[Route] = WeakSet()
+        self._closed = False
         self._date: tuple[str, float] | None = None
 
     @cached_property
@@ -138,6 +141,12 @@ class Connection:
             raise Trouble(f"{words}.", after=_retry_after(response))
         raise refusal(request.call, self.context, status)
 
+    def close(self) -> None:
+        """Break off whatever other threads are asking. What they ask from now on is an error."""
+        self._closed = True
+        for route in [*self._routes]:
+            route.close()
+
     def server_time(self) -> float | None:
         """Seconds since 1970 by the server's clock; None before it answered."""
         try:
@@ -151,6 +160,9 @@ class Connection:
         with self._lock:
             if self._client is None or self._client is instead_of:
                 self._client = _Client(self.context)
+                self._routes.add(self._client._route)
+            if self._closed:
+                raise LaunchError("Nobody waits for an answer of the cluster any more.")
             return self._client
 
     def _not_accepted(self, message: str) -> str:
