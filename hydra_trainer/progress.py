@@ -1,8 +1,11 @@
-"""Showing how training goes: a bar on a terminal, plain lines in a log."""
+"""Showing how training goes: a bar on a terminal, plain lines in a log, and reading those back."""
 
+import re
 import sys
 import time
 from typing import Protocol
+
+from .job import Report
 
 REFRESH = 0.1  # seconds between two updates of the bar, at least
 SHARE = 0.01  # of the time, at most, goes into drawing it: an update takes some 5 ms of CPU
@@ -69,7 +72,8 @@ class Lines:
     def _line(self, head: str) -> None:
         now = time.monotonic()
         rate = self._samples / max(now - self._since, 1e-9)
-        self.say(f"{head}  {shown(self._values)}  {rate:,.0f} samples/s")
+        parts = (head, shown(self._values), f"{rate:,.0f} samples/s")
+        self.say("  ".join(part for part in parts if part))
         self._since = self._last = now
         self._samples = 0
 
@@ -140,8 +144,25 @@ class Bar:
 
 
 def shown(values: dict[str, float]) -> str:
-    """Return metrics as `train/loss 0.1234  val/acc 0.9812`."""
-    return "  ".join(f"{name} {value:.4f}" for name, value in sorted(values.items()) if "/" in name)
+    """Return metrics as `train/loss 0.1234  val/acc 0.9812`, with six digits that count."""
+    return "  ".join(f"{name} {value:.6g}" for name, value in sorted(values.items()))
+
+
+_LINE = re.compile(r"epoch (\d+)/(-?\d+)  step (\d+)(?:  (\S.*\S))?  [\d,]+ samples/s")
+_VALUE = re.compile(r"(\S.*) ([-+]?(?:\d+(?:\.\d*)?(?:e[-+]\d+)?|inf|nan))")
+
+
+def parse(line: str) -> Report | None:
+    """Read back the line that `Lines` prints after an epoch; None: it is another line."""
+    found = _LINE.fullmatch(line.rstrip("\r\n"))
+    if found is None:
+        return None
+    epoch, epochs, step, metrics = found.groups()
+    values = [_VALUE.fullmatch(part) for part in metrics.split("  ")] if metrics else []
+    named = {value[1]: float(value[2]) for value in values if value is not None}
+    if len(named) < len(values):
+        return None
+    return Report(int(epoch), int(epochs), int(step), named)
 
 
 def choose(kind: str, first: bool) -> Progress:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from . import bootstrap, storage
+from . import bootstrap, storage, values
 from .errors import ConfigError, HydraTrainerError
 from .job import CONFIG_ERROR, DONE, USER_ERROR
 from .preemption import NoStopFlag, StopFlag, Stopped
@@ -33,8 +33,11 @@ LOST_PEER = re.compile(
 def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a run, with mounts and run places filled in.
 
+    That of a trial is written into its run directory as well, with the values of the trial.
+
     Raises:
-        ConfigError: the file is not there or not a configuration of ours.
+        ConfigError: the file is not there or not a configuration of ours, or a trial has values
+            that are none of it.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -43,12 +46,23 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ConfigError(f"There is no configuration file {path}.")
     try:
         config = OmegaConf.load(path)
+        if trial := bootstrap.trial():
+            config = OmegaConf.create(values.of_trial(OmegaConf.to_container(config), trial))  # type: ignore[arg-type]
         register_answers(config)
         plain = OmegaConf.to_container(config, resolve=True)
     except (OmegaConfBaseException, AttributeError) as error:
         raise ConfigError(f"{path} is not a resolved configuration: {error}") from error
     assert isinstance(plain, dict)
+    if trial and _rank() == 0:
+        _keep(OmegaConf.to_yaml(config), Path(plain["run"]["dir"]))
     return {str(key): value for key, value in plain.items()}
+
+
+def _keep(text: str, directory: Path) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / f".config.yaml.{os.getpid()}.tmp"
+    temporary.write_text(text)
+    temporary.replace(directory / "config.yaml")
 
 
 def register_answers(config: Any) -> None:
@@ -263,7 +277,8 @@ def main(arguments: list[str] | None = None) -> int:
     if len(words) != 1:
         print("usage: python -m hydra_trainer.worker CONFIG.yaml", file=sys.stderr)
         return CONFIG_ERROR
-    _die_with_parent()
+    if bootstrap.supervised():
+        _die_with_parent()
     bootstrap.announce()
     if bootstrap.should_not_start():
         return DONE
