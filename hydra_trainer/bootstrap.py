@@ -39,6 +39,10 @@ from types import FrameType
 from typing import Any
 
 NOTES = "HYDRA_TRAINER_NOTES"
+TRIAL = "HYDRA_TRAINER_TRIAL"
+"""The variable in which a tuning service says which trial this is: its name, and its values as
+text, by dotted key of the configuration: {"name": "a-1", "values": {"optim.lr": "0.01"}}."""
+
 LOST = 141
 """Exit code of a machine whose peers went away: 128 + SIGPIPE, a broken connection."""
 
@@ -50,7 +54,7 @@ FAILURE_LIMIT = 980
 "AlgorithmError:" and the exit code, are among them."""
 
 RESULT = "hydra-trainer result:"
-"""Begins the line by which SageMaker's metrics get the objective."""
+"""Begins the line by which SageMaker's metrics, and Katib's, get the objective."""
 
 PORT = "29500"  # where the instances of a SageMaker job meet: torchrun's own default
 
@@ -93,6 +97,13 @@ def leave_note(outcome: dict[str, Any]) -> None:
     if supervised():
         note = {**outcome, "rank": int(_rank()), "at": time.monotonic()}
         write_json(Path(os.environ[NOTES], f"exit-{_rank()}.json"), note)
+
+
+def trial() -> dict[str, Any] | None:
+    """Return which trial of a tuning service this run is; None: it is no trial."""
+    text = os.environ.get(TRIAL)
+    found: dict[str, Any] | None = json.loads(text) if text else None
+    return found
 
 
 def should_not_start() -> bool:
@@ -325,6 +336,7 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     add("--run-dir", type=Path, help="run directory; default: the config's folder")
     add("--report", type=Path, help="file for the result, at most 4,096 bytes")
     add("--sagemaker", type=Path, metavar="DIR", help="/opt/ml, in a container of SageMaker")
+    add("--trial", action="store_true", help="take the values of SageMaker's hyperparameters.json")
     add("--again", action="store_true", help="set aside a run that is complete")
     add("--code", help="archive of the code: a file, or s3://bucket/key")
     add("--work", type=Path, default=Path("code"), help="folder to unpack it into")
@@ -472,6 +484,10 @@ def main(words: list[str] | None = None) -> int:
     run_dir = (options.run_dir or options.config.parent).absolute()
     if options.sagemaker:
         _read_hosts(options.sagemaker)
+        if options.trial:
+            _read_trial(options.sagemaker)
+    if found := trial():
+        run_dir /= str(found["name"])
     if options.again and _is_first_node():
         _set_aside(run_dir)
     if (ended := _give_up(run_dir, options.attempts)) is not None:
@@ -518,6 +534,14 @@ def _read_hosts(opt: Path) -> None:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
 
 
+def _read_trial(opt: Path) -> None:
+    """Take from SageMaker's hyperparameters.json what its tuner chose for this training job."""
+    given = read_json(opt / "input" / "config" / "hyperparameters.json") or {}
+    own = ("sagemaker_", "_")  # of the toolkit, and of the tuner itself
+    chosen = {key: value for key, value in given.items() if not key.startswith(own)}
+    os.environ[TRIAL] = json.dumps({"name": os.environ["TRAINING_JOB_NAME"], "values": chosen})
+
+
 def _number(host: str) -> tuple[int, str]:
     """Order algo-2 before algo-10."""
     digits = host.rpartition("-")[2]
@@ -554,19 +578,25 @@ def _report(options: argparse.Namespace, result: dict[str, Any]) -> None:
         print(f"stopped, but the last save failed: {unsaved}", file=sys.stderr, flush=True)
     if options.sagemaker is not None:
         _report_to_sagemaker(options.sagemaker / "output", result)
+    if options.sagemaker is not None or trial():
+        _print_objective(result)
+
+
+def _print_objective(result: dict[str, Any]) -> None:
+    """Leave the objective in the log, in all its digits, where a service reads it."""
+    objective = result.get("objective") or {}
+    if objective.get("value") is not None and result["status"] == "completed":
+        print(f"{RESULT} {objective['metric']}={objective['value']!r}", flush=True)
 
 
 def _report_to_sagemaker(output: Path, result: dict[str, Any]) -> None:
-    """Leave the result in output/data, a failure in output/failure, the objective in the log."""
+    """Leave the result in output/data, a failure in output/failure."""
     with contextlib.suppress(OSError):
         if _is_first_node():
             (output / "data").mkdir(parents=True, exist_ok=True)
             (output / "data" / "result.json").write_text(compact(result))
         if result["status"] == "failed":
             (output / "failure").write_text(failure_text(result))
-    objective = result.get("objective") or {}
-    if objective.get("value") is not None and result["status"] == "completed":
-        print(f"{RESULT} {objective['metric']}={objective['value']!r}", flush=True)
 
 
 def failure_text(result: dict[str, Any], limit: int = FAILURE_LIMIT) -> str:
