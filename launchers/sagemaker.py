@@ -6,7 +6,7 @@ What a job looks like there is in hydra_trainer/sagemaker; this file is the way 
 import contextlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ class SagemakerLauncher(Options):
     scheme = "sagemaker"
     elsewhere = True
     language = "json"
+    at_once = None
 
     @classmethod
     def reaching(cls, handle: JobHandle) -> "SagemakerLauncher":
@@ -94,6 +95,7 @@ class SagemakerLauncher(Options):
 
         Raises:
             ConfigError: the job is wrong; nothing was sent.
+            Full: a quota of the account has no room for one more job.
             LaunchError: SageMaker refuses it, or cannot be reached.
         """
         missing = [] if self.embedded else [*_stand_ins(job, self)]
@@ -280,11 +282,60 @@ class SagemakerLauncher(Options):
 
     def wait_all(self, handles: list[JobHandle]) -> dict[JobHandle, JobStatus]:
         """Return how jobs of one region ended, once all have: one page of a list each second."""
-        from hydra_trainer.sagemaker.follow import wait_all
+        from hydra_trainer.sagemaker import many
 
         account = self._account()
-        wait_all(account, [_parts(handle)[1] for handle in handles])
-        return {handle: _status(account, _described(account, handle)) for handle in handles}
+        left = {_parts(handle)[1]: handle for handle in handles}
+        ended: dict[JobHandle, JobStatus] = {}
+        teller = many.Teller(account, lambda name: _ended(account, name), lag=0.0)
+        for found in teller.tell(lambda: left):
+            for name, status in found.items():
+                if status.state is JobState.UNKNOWN:
+                    raise _absent(account, left[name])
+                if status.state.ended:
+                    ended[left.pop(name)] = status
+            if not left:
+                break
+        return {handle: ended[handle] for handle in handles}
+
+    def in_background(self) -> "SagemakerLauncher":
+        """Return the same launcher, whose `follow` does not wait for the job."""
+        return replace(self, detach=True)
+
+    def watch(
+        self, jobs: Callable[[], Collection[JobHandle]]
+    ) -> Iterator[dict[JobHandle, JobStatus]]:
+        """Yield how jobs of one region go: one page of a list each second tells of all of them.
+
+        A job that has ended is described, and its result read. How far a running one has come is
+        not told: its log costs as many calls as there are jobs, which the account has few of.
+        """
+        from hydra_trainer.sagemaker import many
+
+        while not (first := jobs()):
+            yield {}
+            time.sleep(many.TICK)
+        account = self._of(next(iter(first)))._account()
+        handles: dict[str, JobHandle] = {}
+
+        def names() -> Collection[str]:
+            found = {_parts(handle)[1]: handle for handle in jobs()}
+            handles.update(found)
+            return found
+
+        def tell(sleep: Callable[[float], object]) -> Iterator[many.News]:
+            teller = many.Teller(account, lambda name: _ended(account, name), sleep=sleep)
+            return teller.tell(names)
+
+        with contextlib.closing(many.apart(tell)) as changes:
+            for found in changes:
+                yield {handles[name]: status for name, status in found.items()}
+
+    def _of(self, handle: JobHandle) -> "SagemakerLauncher":
+        """Return a launcher for the region of a handle, whatever the configuration says by now."""
+        region, _ = _parts(handle)
+        embedded = region == EMBEDDED
+        return replace(self, region=None if embedded else region, embedded=embedded)
 
     def cancel(self, handle: JobHandle) -> None:
         """Stop a job and wait for its end: its ranks get SIGTERM and two minutes to save."""
@@ -320,11 +371,21 @@ def _parts(handle: JobHandle) -> tuple[str, str]:
 def _described(account: "Account", handle: JobHandle) -> dict[str, Any]:
     found = account.describe(_parts(handle)[1])
     if found is None:
-        raise LaunchError(
-            f"There is no training job {handle}. hydra-trainer list sagemaker://{account.region} "
-            "shows those of the region."
-        )
+        raise _absent(account, handle)
     return found
+
+
+def _absent(account: "Account", handle: JobHandle) -> LaunchError:
+    return LaunchError(
+        f"There is no training job {handle}. hydra-trainer list sagemaker://{account.region} "
+        "shows those of the region."
+    )
+
+
+def _ended(account: "Account", name: str) -> JobStatus | None:
+    """Return how a job ended, with its result; None where there is no such job any more."""
+    found = account.describe(name)
+    return None if found is None else _status(account, found)
 
 
 def _has_ended(found: dict[str, Any] | None) -> bool:

@@ -8,11 +8,12 @@ lost reply ends in "is there already". Errors become words that say what to type
 import contextlib
 import functools
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from hydra_trainer.eks.retry import TRANSIENT, Attempts, Retry, Trouble
-from hydra_trainer.errors import LaunchError
+from hydra_trainer.errors import Full, LaunchError
 
 from .pace import Pace
 
@@ -37,6 +38,9 @@ THROTTLED = frozenset(
     | {"TooManyRequestsException", "RequestThrottled", "RequestThrottledException", "429"}
 )
 SKEWED = frozenset({"RequestTimeTooSkewed", "RequestInTheFuture"})
+QUOTA = re.compile(r"limit '.*' is (\d+) (?:.* request delta of (\d+))?")
+"""How many a quota allows, and how many were asked for."""
+
 ABSENT = frozenset({"NoSuchKey", "404", "NotFound", "ResourceNotFound"})
 
 
@@ -50,6 +54,10 @@ class Refused(LaunchError):
     def __init__(self, message: str, code: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OverQuota(Refused, Full):
+    """A quota of the account has room for the job, but for those that hold it now."""
 
 
 class Busy(LaunchError):
@@ -348,7 +356,9 @@ def _explain(found: dict[str, str], action: str, status: int | None) -> NoReturn
     if status in TRANSIENT:
         raise Busy(f"AWS answers {code}: {message}", code)
     if code == "ResourceLimitExceeded":
-        raise Refused(
+        quota = QUOTA.search(message)
+        fits = quota is None or int(quota[2] or 1) <= int(quota[1])
+        raise (OverQuota if fits else Refused)(
             f"{message} Ask for more in Service Quotas (SageMaker, '... for training job usage'), "
             "choose another resources.instance_type, or cancel a job that holds it.",
             code,
