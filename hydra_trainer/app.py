@@ -8,6 +8,7 @@ import contextlib
 import gc
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Sequence
@@ -69,9 +70,10 @@ def _hydra_main() -> None:
 
     config.register()
     if {"-m", "--multirun"}.intersection(sys.argv[1:]):
-        from hydra_plugins.hydra_trainer import launcher
+        from hydra_plugins.hydra_trainer import launcher, sweeper
 
         launcher.register()
+        sweeper.register()
     hydra.main(version_base="1.3", config_path="pkg://hydra_trainer.conf", config_name="config")(
         task
     )()
@@ -90,6 +92,8 @@ def run(cfg: Any) -> float | None:
 
     directory = Path(HydraConfig.get().runtime.output_dir)
     try:
+        if HydraConfig.get().mode is RunMode.RUN:
+            _refuse_sweep(HydraConfig.get().overrides.task)
         plain = config.validate(cfg)
         job = config.to_job(plain, directory)
         trusted = (*TRUSTED, *plain["trusted_modules"])
@@ -129,6 +133,20 @@ def run(cfg: Any) -> float | None:
     if place.elsewhere:
         text += f"\nTo see what happened and what to change: hydra-trainer why {handle}"
     raise JobFailed(text, status.exit_code or USER_ERROR)
+
+
+def _refuse_sweep(words: Sequence[str]) -> None:
+    """Raise ConfigError where somebody types how to sweep, and not -m."""
+    if typed := [word for word in words if word.startswith(("sweep=", "sweep."))]:
+        raise ConfigError(
+            f"{typed[0]} is about many jobs, but this command runs one. {_with_m(words)}"
+        )
+
+
+def _with_m(words: Sequence[str]) -> str:
+    from .report import program
+
+    return f"Type -m as well: {program()} -m {shlex.join(words)}"
 
 
 def _explain(error: BaseException, words: Sequence[str]) -> int:
@@ -173,12 +191,28 @@ def _hydra_problem(error: BaseException, words: Sequence[str]) -> str:
             f"{group}={name}: there is no such file.{did_you_mean(name, options)} "
             f"{group} can be: {', '.join(options)}."
         )
+    if found := re.match(r"Sweep parameters '(.*)' requires --multirun", text):
+        sweep = "sweep=optuna " if "interval(" in found[1] and "sweep=" not in str(words) else ""
+        return (
+            f"{found[1]} is several values, but this command runs one job. "
+            f"{_with_m([*sweep.split(), *words])}"
+        )
+    if "does not support sweep type" in text:
+        spaces = [word for word in words if "interval(" in word]
+        return (
+            f"{shlex.join(spaces)} has no end of values, but sweep=grid runs every combination. "
+            "Type sweep=optuna as well, or some of the values: optim.lr=1e-4,1e-3."
+        )
     cause = str(error.__cause__ or "").strip().split("\n")[0]
     return f"{text}\n{cause}" if cause and cause not in text else text
 
 
 def _unknown_key(name: str, words: Sequence[str]) -> str:
     """Say which part of a dotted key does not exist, and what there is instead."""
+    choices = [f"sweep={file}" for file in _sweeps_with(name)]
+    if choices and not set(choices).intersection(words):
+        which = " or ".join(choices)
+        return f"{name} is not in the configuration. It belongs to {which}: type that, too."
     node: Any = _composed(words)
     known = ""
     for part in name.split("."):
@@ -193,6 +227,17 @@ def _unknown_key(name: str, words: Sequence[str]) -> str:
     )
 
 
+def _sweeps_with(name: str) -> list[str]:
+    """Return the files of the group `sweep` that have a key: `sweep.n_trials`."""
+    import yaml
+
+    from .help import conf_folder
+
+    group, _, key = name.partition(".")
+    files = sorted((conf_folder() / "sweep").glob("*.yaml")) if group == "sweep" else []
+    return [file.stem for file in files if key in yaml.safe_load(file.read_text())]
+
+
 def _composed(words: Sequence[str]) -> dict[str, Any]:
     """Return the configuration of the group choices that are valid."""
     from hydra import compose, initialize_config_module
@@ -200,7 +245,7 @@ def _composed(words: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
 
     GlobalHydra.instance().clear()
-    choices = [word for word in words if re.match(r"[\w/]+=", word)]
+    choices = [word for word in words if re.match(r"[\w/]+=[^,(]*$", word)]
     with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
         for overrides in (choices, []):
             with contextlib.suppress(Exception):

@@ -150,6 +150,7 @@ class Config:
     objective: ObjectiveConf = field(default_factory=ObjectiveConf)
     debug: DebugConf = field(default_factory=DebugConf)
     run: RunConf = field(default_factory=RunConf)
+    sweep: Any = None  # with -m: where jobs come from; they themselves know nothing of it
     seed: int = 0
     name: str | None = None  # first part of the run directory's name; null: model-data
     again: bool = False  # run a finished job anew
@@ -160,6 +161,9 @@ PLUGINS: dict[tuple[str, str], dict[str, Any]] = {
     ("launcher", "hydra_trainer"): {
         "_target_": "hydra_plugins.hydra_trainer.launcher.TrainerLauncher",
         "max_concurrent": None,
+    },
+    ("sweeper", "hydra_trainer_optuna"): {
+        "_target_": "hydra_plugins.hydra_trainer.sweeper.OptunaSweeper",
     },
 }
 """What `hydra/launcher` and `hydra/sweeper` can be beside Hydra's own. They are known here, and
@@ -182,6 +186,9 @@ def register() -> None:
 
 
 # ------------------------------------------------------------------------------------- checks
+
+NOT_OF_THE_JOB = ("hydra", "sweep")
+"""Nodes that are about how jobs come to be, and that none of them has."""
 
 OPEN_NODES = ("model", "data", "optim", "launcher")
 """Nodes whose keys are the keyword arguments of their `_target_`."""
@@ -255,7 +262,7 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         ConfigError: a mandatory value is missing, or an interpolation points nowhere.
     """
     try:
-        found = {str(key): _resolved(cfg, key) for key in cfg if key != "hydra"}
+        found = {str(key): _resolved(cfg, key) for key in cfg if key not in NOT_OF_THE_JOB}
     except MissingMandatoryValue as error:
         raise ConfigError(_missing(error)) from None
     except (InterpolationKeyError, InterpolationResolutionError) as error:
@@ -640,7 +647,8 @@ how many there are to be."""
 
 def sweep_identity(master: DictConfig) -> str:
     """Return the digest of what a sweep is about: the words that Hydra composes its jobs from."""
-    return digest({"words": sorted(_sweep_words(master)), "params": _sweeper_params(master)})
+    params = [_params(master, key) for key in ("hydra.sweeper.params", "sweep.params")]
+    return digest({"words": sorted(_sweep_words(master)), "params": params})
 
 
 def _sweep_words(master: DictConfig) -> list[str]:
@@ -649,8 +657,8 @@ def _sweep_words(master: DictConfig) -> list[str]:
     return [str(word) for word in found if not NOT_SWEEP.match(str(word))]
 
 
-def _sweeper_params(master: DictConfig) -> Any:
-    node = OmegaConf.select(master, "hydra.sweeper.params")
+def _params(master: DictConfig, key: str) -> Any:
+    node = OmegaConf.select(master, key)
     return OmegaConf.to_container(node) if isinstance(node, DictConfig) else None
 
 
