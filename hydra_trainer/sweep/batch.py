@@ -2,7 +2,7 @@
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,8 +12,8 @@ from hydra_trainer.errors import ConfigError, JobFailed
 from hydra_trainer.job import DONE, STOPPED, USER_ERROR
 
 from . import composing, running
-from .engine import Planned
-from .journal import Journal
+from .engine import Planned, worth_another_try
+from .journal import FILE, Journal, read
 from .outcome import outcome
 from .rows import Objective, Row, State, Sweep
 from .source import Asked, Listed, Source
@@ -73,26 +73,24 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
         ConfigError: a job is wrong, or the sweep is; nothing was sent.
         HydraTrainerError, SystemExit: see running.run.
     """
-    directory = hydra_launcher.directory
     limits = _limits(hydra_launcher.max_concurrent)
     composer = composing.Composer(hydra_launcher.hydra_context.config_loader, hydra_launcher.config)
+    with launcher.warning_once():
+        return _run(jobs, hydra_launcher, composer, limits)
+
+
+def _run(
+    jobs: Source, hydra_launcher: HydraLauncher, composer: composing.Composer, limits: "_Limits"
+) -> dict[int, Row]:
+    directory = hydra_launcher.directory
 
     def plan(asked: Asked) -> Planned:
         return _planned(composer, asked, directory)
 
-    with launcher.warning_once():
-        return _run(jobs, hydra_launcher, plan, limits)
-
-
-def _run(
-    jobs: Source,
-    hydra_launcher: HydraLauncher,
-    plan: Callable[[Asked], Planned],
-    limits: "_Limits",
-) -> dict[int, Row]:
-    directory = hydra_launcher.directory
+    asked = jobs.samples()
+    done = _ended(asked, directory, composer) if jobs.ahead else {}
     try:
-        planned = running.plan_all(jobs.samples(), plan)
+        planned = running.plan_all([one for one in asked if one.number not in done], plan)
     except ConfigError:
         _clear(directory)
         raise
@@ -105,18 +103,38 @@ def _run(
         sys.exit(running.check(planned.values()))
     if any(_debugging(one) for one in planned.values()):
         return _one_after_another(jobs, planned, hydra_launcher)
+    header = _header(hydra_launcher, jobs.sweeper)
     with Journal(directory) as journal:
         known = planned if jobs.ahead else {}
-        return running.run(
-            jobs, known, plan, journal, _header(hydra_launcher, jobs.sweeper), limits.get
-        )
+        return running.run(jobs, known, plan, journal, header, done, limits.get)
+
+
+def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer) -> dict[int, int]:
+    """Return the rows of jobs that an earlier sitting saw end, by number: as in its journal, with
+    the same overrides, files and code, and not to be run anew."""
+    if not (directory / FILE).exists():
+        return {}
+    rows = read(directory).rows.values()
+    ended = {
+        (tuple(row.overrides), row.basis): row.number
+        for row in rows
+        if row.basis and row.state.ended and not worth_another_try(row)
+    }
+    anew = {"again=true", "launcher.again=true", "again=True", "launcher.again=True"}
+    found = {}
+    for one in asked:
+        row = ended.get((tuple(one.overrides), composer.basis(one.overrides))) if ended else None
+        if row is not None and not anew.intersection(one.overrides):
+            found[one.number] = row
+    return found
 
 
 def _planned(composer: composing.Composer, asked: Asked, directory: Path) -> Planned:
     cfg = composer.compose(asked.overrides, asked.number)
     plain, job, place = composing.planned(cfg, directory, composer.checked)
     again = job.again or bool(plain["launcher"].get("again"))
-    return Planned(replace(job, again=again), place)
+    basis = composer.basis(asked.overrides)
+    return Planned(replace(job, again=again), place, basis)
 
 
 def value(row: Row) -> float | tuple[float, ...]:
@@ -190,7 +208,7 @@ def _one_after_another(
     sweep = Sweep(objectives=[Objective(**one) for one in header["objectives"]])
     rows: dict[int, Row] = {}
     for asked in jobs.samples():
-        job, place = planned[asked.number]
+        job, place, _ = planned[asked.number]
         handle, status = launcher.run(place, job)
         found = outcome(status, sweep.objectives)
         row = Row(

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from hydra_trainer import config
+from hydra_trainer import __version__, config
 from hydra_trainer.job import JobSpec
 from hydra_trainer.launcher import Launcher
 from hydra_trainer.targets import TRUSTED, instantiate
@@ -40,6 +40,7 @@ class Composer:
         self._parser = OverridesParser.create()
         self._values: dict[tuple[str, bool], bool] = {}
         self._base = functools.lru_cache(KINDS)(self._compose_kind)
+        self._basis = functools.lru_cache(KINDS)(self._digest_kind)
         self._parsed = functools.lru_cache(KINDS)(self._parse)
 
     def compose(self, overrides: Sequence[str], number: int) -> DictConfig:
@@ -54,6 +55,29 @@ class Composer:
         with open_dict(cfg):
             cfg.hydra.job.id = cfg.hydra.job.num = number
         return cfg
+
+    def basis(self, overrides: Sequence[str]) -> str | None:
+        """Return a digest of all that a job's identity follows from, but for its overrides.
+
+        Jobs of equal overrides and basis are the same job: the files that Hydra composed, the
+        environment that they name, and the code. None where only composing the job can tell.
+        """
+        words = list(overrides)
+        try:
+            parsed = [self._parsed(word) for word in words]
+            if any(_needs_hydra(one) for one in parsed):
+                return None
+            kind = zip(words, parsed, strict=True)
+            return self._basis(tuple(word for word, one in kind if not self._is_value(one, words)))
+        except Exception:
+            return None  # composing it will tell what is wrong
+
+    def _digest_kind(self, kind: tuple[str, ...]) -> str:
+        cfg: DictConfig = pickle.loads(self._base(kind))
+        with _current(cfg):
+            plain = config.resolve(cfg)
+        code = config.to_job(plain, Path()).code.digest
+        return config.digest({"config": plain, "code": code, "version": __version__})
 
     def _quickly(self, words: list[str]) -> DictConfig | None:
         """Return the same without reading a file; None where that is not sure, or not right."""

@@ -49,6 +49,7 @@ class Planned(NamedTuple):
 
     job: JobSpec
     place: Launcher
+    basis: str | None = None  # see Row
 
 
 class View(Protocol):
@@ -231,12 +232,12 @@ class Engine:
 
     def _begin(self, row: Row) -> None:
         """Send a job, or watch it, or leave it: by what the journal says of it."""
-        job, place = self._planned[row.number]
+        job, place, _ = self._planned[row.number]
         lane = self._lane(place)
         if job.again and row.state.ended:
             self._write("retry", row.number)
             self._flush()
-        if row.state.ended and not _worth_another_try(row):
+        if row.state.ended and not worth_another_try(row):
             self._tell(row)
         elif row.handle is not None and not row.state.ended and not row.retry:
             lane.flying.add(row.number)
@@ -268,7 +269,7 @@ class Engine:
         """Called by a lane's sender."""
         if self._over.is_set():
             return
-        job, place = self._planned[number]
+        job, place, _ = self._planned[number]
         row = self.sweep.rows[number]
         anew = row.retry and (place.elsewhere or job.again)
         try:
@@ -446,7 +447,7 @@ def group_of(handle: JobHandle) -> str:
     return f"{handle.scheme}://{handle.path.rpartition('/')[0]}"
 
 
-def _worth_another_try(row: Row) -> bool:
+def worth_another_try(row: Row) -> bool:
     """Tell whether a job that has ended is sent by the same command: it was stopped, or not sent.
 
     One that failed would fail again: `hydra-trainer sweep retry-failed` sends it.
@@ -463,6 +464,7 @@ def _job_event(number: int, asked: Asked, planned: Planned) -> Event:
         "overrides": list(asked.overrides),
         "params": asked.params,
         "output": planned.job.output,
+        "basis": planned.basis,
     }
 
 

@@ -48,7 +48,8 @@ class Row:
     `values` are its objectives, in the order of `Sweep.objectives`; empty until it succeeded.
     `curve` holds (step, first objective) as it came, `progress` the newest word of a running job:
     {"epoch": 3, "epochs": 15, "step": 33, "values": {"val/loss": 0.12}}. Times are seconds since
-    1970 by the submitter's clock.
+    1970 by the submitter's clock. `basis` is what its identity follows from besides its overrides
+    (composing.Composer.basis).
     """
 
     number: int
@@ -72,6 +73,7 @@ class Row:
     seconds: float | None = None
     attempts: int = 0
     retry: bool = False
+    basis: str | None = None
 
     @property
     def key(self) -> tuple[str, str]:
@@ -141,7 +143,7 @@ def _begin(sweep: Sweep, event: Event) -> None:
 
 def _add(sweep: Sweep, event: Event) -> None:
     keys = ("number", "name", "launcher", "overrides", "params", "output")
-    row = Row(**{key: event[key] for key in keys})
+    row = Row(**{key: event[key] for key in keys}, basis=event.get("basis"))
     sweep.rows[row.number] = row
 
 

@@ -66,7 +66,7 @@ def _of_jobs(problem: str, jobs: list[Asked], all_of_them: int) -> str:
 def dry_run(planned: Iterable[Planned]) -> None:
     """Print what each job would send, as one stream for kubectl, or one JSON document after
     another."""
-    for job, place in planned:
+    for job, place, _ in planned:
         if place.language == "yaml":
             print("---")
         print(launcher.text(place.render(job), place.language), end="")
@@ -76,7 +76,7 @@ def check(planned: Iterable[Planned]) -> int:
     """Ask each place once whether it would run such a job. Returns the exit code."""
     asked: list[Any] = []
     good = True
-    for job, place in planned:
+    for job, place, _ in planned:
         if place not in asked:
             asked.append(place)
             good = place.preflight(job) and good
@@ -89,6 +89,7 @@ def run(
     plan: Callable[[Asked], Planned],
     journal: Journal,
     header: dict[str, Any],
+    done: dict[int, int],
     limit: Callable[[str], int | None],
 ) -> dict[int, Row]:
     """Run the jobs of a source; return the row of each one, by the source's number.
@@ -96,6 +97,7 @@ def run(
     Args:
         journal: open for writing.
         header: what the journal's `sweep` event says.
+        done: rows of jobs that have ended and were not planned, by the source's number.
 
     Raises:
         ConfigError: the directory holds another sweep.
@@ -106,7 +108,7 @@ def run(
     view = table.view()
     engine = Engine(journal, plan, limit, view, _wish)
     try:
-        engine.run(source, planned)
+        engine.run(source, planned, done)
     except Detached:
         view.close()
         _let_go(journal.sweep, journal.directory)
