@@ -52,6 +52,8 @@ def read(node: DictConfig) -> OptunaConf:
     problems: list[str] = []
     good: dict[str, Any] = {}
     for key, value in plain.items():
+        if value is None:
+            continue  # as where it is left out
         if key not in known:
             hint = did_you_mean(key, known)
             problems.append(f"sweep.{key} is not known.{hint} sweep has: {', '.join(known)}.")

@@ -12,7 +12,7 @@ What is read from it are plain dataclasses, from which each sweeper makes a spac
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
@@ -43,7 +43,8 @@ class Choice:
     @property
     def typed(self) -> str:
         """How it is typed on the command line."""
-        return f"choice({','.join(self.texts)})"
+        # Not choice(...), which takes no null.
+        return ",".join(self.texts) if len(self.texts) > 1 else f"choice({self.texts[0]})"
 
     @property
     def count(self) -> int | None:
@@ -198,13 +199,13 @@ def parse(
         ConfigError: with everything that is wrong.
     """
     problems: list[str] = []
-    given = [_of_file(key, value, problems) for key, value in (params or {}).items()]
-    found: dict[str, tuple[str, Override]] = {}
-    for word in [*filter(None, given), *words]:
-        if not _about_the_sweep(word):
-            override = _parser(loader).parse_override(word)
-            override.config_loader = loader
-            found[override.get_key_element()] = word, override
+    typed = [word for word in words if not _about_the_sweep(word)]
+    given = [*_of_file(params or {}, problems), *typed]
+    found = {}
+    for word in given:
+        override = _parser(loader).parse_override(word)
+        override.config_loader = loader
+        found[override.get_key_element()] = word, override
     varying: dict[str, Distribution] = {}
     fixed = []
     for key, (word, override) in found.items():
@@ -225,21 +226,21 @@ def _about_the_sweep(word: str) -> bool:
     return bool(re.match(r"[+~]*sweep[.=@]", word))
 
 
-def _of_file(key: str, value: Any, problems: list[str]) -> str | None:
-    """Return an entry of `sweep.params` as an override; None where it is none."""
-    if isinstance(value, str):
-        word = f"{key}={value}"
-    elif isinstance(value, list):
-        word = f"{key}=choice({','.join(map(text_of, value))})"
-    else:
-        word = f"{key}={text_of(value)}"
-    try:
-        _parser().parse_override(word)
-    except HydraException as error:
-        detail = " ".join(str(error).split())
-        problems.append(f"sweep.params: Hydra cannot read {word} ({detail}).")
-        return None
-    return word
+def _of_file(params: Mapping[str, Any], problems: list[str]) -> Iterator[str]:
+    """Yield the entries of `sweep.params` as overrides, but for those that are none."""
+    for key, value in params.items():
+        if isinstance(value, list) and value:
+            texts = list(dict.fromkeys(map(text_of, value)))
+            word = f"{key}={','.join(texts) if len(texts) > 1 else f'choice({texts[0]})'}"
+        else:
+            word = f"{key}={value if isinstance(value, str) else text_of(value)}"
+        try:
+            _parser().parse_override(word)
+        except HydraException as error:
+            detail = " ".join(str(error).split())
+            problems.append(f"sweep.params: Hydra cannot read {word} ({detail}).")
+        else:
+            yield word
 
 
 @functools.cache
@@ -353,7 +354,7 @@ def text_of(value: Any) -> str:
 
 
 def _key(key: Any) -> str:
-    """Return a key of a mapping: Hydra reads no quotes there, but backslashes."""
+    """Return a key of a mapping: Hydra reads no quotes there, and few characters but words."""
     return escape_special_characters(key) if isinstance(key, str) else text_of(key)
 
 
