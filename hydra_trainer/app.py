@@ -70,10 +70,11 @@ def _hydra_main() -> None:
 
     config.register()
     if {"-m", "--multirun"}.intersection(sys.argv[1:]):
-        from hydra_plugins.hydra_trainer import launcher, sweeper
+        from hydra_plugins.hydra_trainer import launcher, service_sweeper, sweeper
 
         launcher.register()
         sweeper.register()
+        service_sweeper.register()
     hydra.main(version_base="1.3", config_path="pkg://hydra_trainer.conf", config_name="config")(
         task
     )()

@@ -165,6 +165,9 @@ PLUGINS: dict[tuple[str, str], dict[str, Any]] = {
     ("sweeper", "hydra_trainer_optuna"): {
         "_target_": "hydra_plugins.hydra_trainer.sweeper.OptunaSweeper",
     },
+    ("sweeper", "hydra_trainer_service"): {
+        "_target_": "hydra_plugins.hydra_trainer.service_sweeper.ServiceSweeper",
+    },
 }
 """What `hydra/launcher` and `hydra/sweeper` can be beside Hydra's own. They are known here, and
 their classes only in a sweep."""

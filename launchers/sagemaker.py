@@ -82,7 +82,7 @@ class SagemakerLauncher(Options):
         from hydra_trainer.findings import render_findings
         from hydra_trainer.sagemaker.preflight import preflight
 
-        account = self._account()
+        account = self.account()
         made = replace(self, region=account.region).render(job)
         if self.embedded:
             self._prepare_embedded(account, job)
@@ -98,27 +98,40 @@ class SagemakerLauncher(Options):
             Full: a quota of the account has no room for one more job.
             LaunchError: SageMaker refuses it, or cannot be reached.
         """
+        place, account, made = self.reach(job)
+        return place._send(account, job, made)
+
+    def reach(self, job: JobSpec) -> tuple["SagemakerLauncher", "Account", dict[str, Any]]:
+        """Return this launcher in its region, the account, and the request of a job.
+
+        Raises:
+            ConfigError: the job is wrong, or what it needs was not said.
+            LaunchError: there is no way into the account.
+        """
         missing = [] if self.embedded else [*_stand_ins(job, self)]
         if missing:
             raise ConfigError(missing)
-        account = self._account()
+        account = self.account()
         place = replace(self, region=account.region)
         made = place.render(job)
         if self.embedded:
             self._prepare_embedded(account, job)
-        return place._send(account, job, made)
+        return place, account, made
+
+    def put(self, account: "Account", job: JobSpec) -> None:
+        """Put the code and the configuration of a job where its request says."""
+        if job.config["code"]["delivery"] != "image":
+            archive = f"{request.code_place(job, self)}{request.ARCHIVE}"
+            account.put(archive, job.code.archive(), once=True)
+        place = f"{request.config_place(self, request.job_name(job))}config.yaml"
+        account.put(place, request.config(job, self).encode())
 
     def _send(self, account: "Account", job: JobSpec, made: dict[str, Any]) -> JobHandle:
         from hydra_trainer.sagemaker.account import InUse
 
         name = str(made["TrainingJobName"])
-        if job.config["code"]["delivery"] != "image":
-            archive = f"{request.code_place(job, self)}{request.ARCHIVE}"
-            account.put(archive, job.code.archive(), once=True)
-        written = request.config(job, self).encode()
-        place = f"{request.config_place(self, name)}config.yaml"
-        launcher.say(f"submitting {self._handle(account, name)}")
-        account.put(place, written)
+        launcher.say(f"submitting {self.handle(account, name)}")
+        self.put(account, job)
         # Looked for before where it is not adopted: what is there after a lost answer is ours.
         anew = self.again or job.again
         if anew and account.describe(name) is not None:
@@ -128,7 +141,7 @@ class SagemakerLauncher(Options):
         except InUse:
             if not anew:
                 return self._beside(account, job, made)
-        return self._handle(account, name)
+        return self.handle(account, name)
 
     def _create(self, account: "Account", made: dict[str, Any]) -> None:
         if self.client == "sdk":
@@ -152,7 +165,7 @@ class SagemakerLauncher(Options):
         there = account.describe(newest)
         if there is None:  # ListTrainingJobs may not know yet what CreateTrainingJob knows
             raise LaunchError(f"{newest} was there, and is gone. Type the same command again.")
-        handle = self._handle(account, newest)
+        handle = self.handle(account, newest)
         running = there["TrainingJobStatus"] in ("InProgress", "Stopping")
         anew = self.again or job.again
         if running and anew:
@@ -182,9 +195,10 @@ class SagemakerLauncher(Options):
             launcher.say(f"{newest} was stopped: {later} goes on from there")
         with contextlib.suppress(InUse):  # somebody typed the same at the same time
             self._create(account, made)
-        return self._handle(account, later)
+        return self.handle(account, later)
 
-    def _account(self) -> "Account":
+    def account(self) -> "Account":
+        """Return the account: one for all jobs of a process."""
         from hydra_trainer.sagemaker.account import shared
 
         if self.embedded:
@@ -204,21 +218,21 @@ class SagemakerLauncher(Options):
                 Path(mount.local).expanduser().mkdir(parents=True, exist_ok=True)
                 link.symlink_to(Path(mount.local).expanduser().absolute())
 
-    def _handle(self, account: "Account", name: str) -> JobHandle:
+    def handle(self, account: "Account", name: str) -> JobHandle:
         return JobHandle("sagemaker", f"{EMBEDDED if self.embedded else account.region}/{name}")
 
     # ------------------------------------------------------------------------------------ verbs
 
     def status(self, handle: JobHandle) -> JobStatus:
         """Return how a job goes; once it has ended, with its result."""
-        account = self._account()
+        account = self.account()
         return _status(account, _described(account, handle))
 
     def why(self, handle: JobHandle) -> str:
         """Return one screen on what happened, with the last lines of the logs that tell."""
         from hydra_trainer.sagemaker import state
 
-        account = self._account()
+        account = self.account()
         found = _described(account, handle)
         name = str(found["TrainingJobName"])
         last = {}
@@ -233,7 +247,7 @@ class SagemakerLauncher(Options):
         """Yield the lines of the instance that a rank is on; None: of all, in the order of time."""
         from hydra_trainer.sagemaker.logs import Logs, host_of
 
-        account = self._account()
+        account = self.account()
         found = _described(account, handle)
         name, each = str(found["TrainingJobName"]), _processes(found)
         if rank is not None and not 0 <= rank < each * _instances(found):
@@ -256,12 +270,12 @@ class SagemakerLauncher(Options):
         Ctrl-C lets go of the job, which goes on.
         """
         if self.detach:
-            if self._account().is_new(_parts(handle)[1]):
+            if self.account().is_new(_parts(handle)[1]):
                 return JobStatus(JobState.PENDING, reason="Starting")
             return self.status(handle)
         from hydra_trainer.sagemaker.follow import follow
 
-        account = self._account()
+        account = self.account()
         try:
             return _status(account, follow(account, _parts(handle)[1], self._pause))
         except KeyboardInterrupt:
@@ -284,7 +298,7 @@ class SagemakerLauncher(Options):
         """Return how jobs of one region ended, once all have: one page of a list each second."""
         from hydra_trainer.sagemaker import many
 
-        account = self._account()
+        account = self.account()
         left = {_parts(handle)[1]: handle for handle in handles}
         ended: dict[JobHandle, JobStatus] = {}
         teller = many.Teller(account, lambda name: _ended(account, name), lag=0.0)
@@ -315,7 +329,7 @@ class SagemakerLauncher(Options):
         while not (first := jobs()):
             yield {}
             time.sleep(many.TICK)
-        account = self._of(next(iter(first)))._account()
+        account = self._of(next(iter(first))).account()
         handles: dict[str, JobHandle] = {}
 
         def names() -> Collection[str]:
@@ -339,7 +353,7 @@ class SagemakerLauncher(Options):
 
     def cancel(self, handle: JobHandle) -> None:
         """Stop a job and wait for its end: its ranks get SIGTERM and two minutes to save."""
-        account = self._account()
+        account = self.account()
         if not _has_ended(_described(account, handle)):
             account.stop(_parts(handle)[1])
             while not _has_ended(account.describe(_parts(handle)[1])):
@@ -349,9 +363,9 @@ class SagemakerLauncher(Options):
         """Return the jobs of the region that have names like ours."""
         from hydra_trainer.sagemaker import state
 
-        account = self._account()
+        account = self.account()
         return [
-            (self._handle(account, one["TrainingJobName"]), state.status(one))
+            (self.handle(account, one["TrainingJobName"]), state.status(one))
             for one in account.jobs()
             if OURS.fullmatch(one["TrainingJobName"])
         ]

@@ -1,14 +1,36 @@
 """Sweeps that a service drives: SageMaker's tuner, and Katib."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
+from hydra import initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
 
-from hydra_trainer import bootstrap, config, values, worker
-from hydra_trainer.errors import ConfigError
+from hydra_trainer import bootstrap, config, launcher, progress, quick, values, worker
+from hydra_trainer.bundle import Bundle
+from hydra_trainer.embedded import sagemaker
+from hydra_trainer.errors import ConfigError, LaunchError
+from hydra_trainer.job import JobHandle
+from hydra_trainer.launcher import Launcher
+from hydra_trainer.sweep import services
+from hydra_trainer.sweep.journal import Journal, read
+from hydra_trainer.sweep.rows import State
+from hydra_trainer.sweep.tuner import Tuner, TuningJob
+
+from .conftest import REPOSITORY, environment
+
+GOLDEN = Path(__file__).with_name("golden")
+CODE = Bundle({}, "0123456789abcdef")
 
 PLAIN: dict[str, Any] = {
     "model": {"_target_": "m", "hidden": 64, "dropout": 0.0, "act": "relu", "norm": None},
@@ -80,3 +102,248 @@ def test_a_trial_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["run"]["identity"] == config.identity(typed, "c")  # as of the job with that value
     monkeypatch.delenv(bootstrap.TRIAL)
     assert worker.read_config(tmp_path / "out" / "tune-7" / "config.yaml") == found
+
+
+# ------------------------------------------------------------------------------ SageMaker's tuner
+
+OWN = [
+    "launcher=sagemaker",
+    "launcher.role=arn:aws:iam::111122223333:role/training",
+    "launcher.output=s3://bucket/prefix",
+    "launcher.region=eu-central-1",
+    "resources.instance_type=ml.g5.12xlarge",
+    "model=mlp",
+]
+LR = "optim.lr=tag(log,interval(1e-5,1e-1))"
+WIDTH = "model.hidden=64,128"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra() -> Iterator[None]:
+    config.register()
+    quick.shorten_start([])
+    GlobalHydra.instance().clear()
+    with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
+        yield
+
+
+def planned(service: Any, name: str, *words: str) -> services.Plan:
+    """Return what a command line asks a service to search; the code's digest is always the same."""
+    loader = GlobalHydra.instance().config_loader()
+    master = loader.load_configuration("config", [f"sweep={name}", *words], RunMode.MULTIRUN)
+    found = service(services._options(service, master.sweep))
+    plan = services.planned(words, master, loader, found, Path("runs/sweeps/x"))
+    run = {**plan.job.config["run"], "code_digest": CODE.digest}
+    job = replace(plan.job, code=CODE, config={**plan.job.config, "run": run})
+    return replace(plan, job=services._named(job, "89abcdef01234567"))
+
+
+def rendered(name: str, *words: str) -> dict[str, Any]:
+    service = {"sagemaker_tuner": Tuner}[name]
+    loader = GlobalHydra.instance().config_loader()
+    master = loader.load_configuration("config", [f"sweep={name}", *words], RunMode.MULTIRUN)
+    options = services._options(service, master.sweep)
+    return service(options).render(planned(service, name, *words))
+
+
+def problems(name: str, *words: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        rendered(name, *words)
+    return "\n".join(caught.value.problems)
+
+
+def assert_golden(name: str, text: str) -> None:
+    path = GOLDEN / name
+    if os.environ.get("WRITE_GOLDEN"):
+        path.write_text(text)
+    assert text == path.read_text(), "WRITE_GOLDEN=1 pytest test_sweep_services.py; git diff"
+
+
+def test_the_request_of_a_tuning_job_is_this() -> None:
+    made = rendered("sagemaker_tuner", *OWN, LR, WIDTH, "sweep.early_stopping=Auto")
+    assert_golden("sagemaker-tuner.json", launcher.text(made, "json"))
+    again = rendered("sagemaker_tuner", *OWN, LR, WIDTH, "sweep.early_stopping=Auto")
+    assert launcher.text(made, "json") == launcher.text(again, "json")
+
+
+def test_botocore_takes_the_request() -> None:
+    from botocore.loaders import Loader
+    from botocore.model import ServiceModel
+    from botocore.validate import ParamValidator
+
+    words = ("sweep.strategy=Hyperband", "sweep.seed=7", "sweep.max_runtime=3600", "sweep.target=1")
+    more = ("sweep.patience=5", "sweep.warm_start=[before]", "model.dropout=range(0,0.5,0.1)")
+    made = rendered(
+        "sagemaker_tuner", *OWN, LR, WIDTH, "data.num_workers=range(0,9)", *words, *more
+    )
+    ranges = made["HyperParameterTuningJobConfig"]["ParameterRanges"]
+    assert [one["Name"] for one in ranges["CategoricalParameterRanges"]] == [
+        "model.hidden",
+        "model.dropout",
+    ]
+    assert ranges["CategoricalParameterRanges"][1]["Values"] == ["0.0", "0.1", "0.2", "0.3", "0.4"]
+    assert ranges["IntegerParameterRanges"] == [
+        {"Name": "data.num_workers", "MinValue": "0", "MaxValue": "8", "ScalingType": "Linear"}
+    ]
+    model = ServiceModel(Loader().load_service_model("sagemaker", "service-2"))
+    shape = model.operation_model("CreateHyperParameterTuningJob").input_shape
+    assert not ParamValidator().validate(made, shape).has_errors()
+
+
+def test_the_objective_is_read_from_the_lines_that_a_job_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made = rendered("sagemaker_tuner", *OWN, LR)
+    definitions = made["TrainingJobDefinition"]["AlgorithmSpecification"]["MetricDefinitions"]
+    regex = {one["Name"]: one["Regex"] for one in definitions}["val/loss"]
+    shown = progress.Lines()
+    shown.start(3, 10)
+    for epoch, value in enumerate((0.75, 1e-05)):
+        shown.metrics({"train/loss": 9.0, "val/loss": value})
+        shown.epoch(epoch, epoch)
+    result = {"status": "completed", "objective": {"metric": "val/loss", "value": 0.12345678901}}
+    bootstrap._print_objective(result)
+    printed = capsys.readouterr().out
+    assert re.findall(regex, printed) == ["0.75", "1e-05", "0.12345678901"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model=mlp,convnet"], "model chooses between files"),
+        (["seed=1,2"], "data.seed would not follow seed"),
+        (["trainer.max_epochs=3"], "nothing to search over"),
+        ([LR, "sweep.n_trials=0"], "sweep.n_trials is 0"),
+        ([LR, "sweep.n_trials=2"], "at most sweep.n_trials=2"),
+        ([LR, "sweep.strategy=Baysian"], "Did you mean 'Bayesian'?"),
+        ([LR, "sweep.strategy=Grid"], "has no end of values"),
+        ([LR, "sweep.max_runtime=3"], "MaxRuntimeInSeconds is 3, but must be 120 to 15768000. It"),
+        (["model.hidden=range(1,999,2)"], "499 values"),
+        ([LR, "sweep.warm_start=[a_b]"], "It comes from sweep.warm_start"),
+        ([LR, "launcher.remote_debug=true"], "launcher.remote_debug is set, but a tuning job"),
+        ([LR, "objective.others=[{metric: val/acc, mode: max}]"], "knows one only"),
+        ([LR, "sweep.strategy=Hyperband", "sweep.early_stopping=Auto"], "by itself"),
+        ([LR, "optim.weight_decay=-1,0"], "optim.weight_decay is -1"),
+    ],
+)
+def test_what_a_tuning_job_cannot_do_is_told(words: list[str], told: str) -> None:
+    assert told in problems("sagemaker_tuner", *OWN, *words)
+
+
+def test_a_tuner_wants_its_own_launcher() -> None:
+    told = problems("sagemaker_tuner", "launcher=local", LR)
+    assert "Type launcher=sagemaker, or sweep=optuna" in told
+
+
+class Canned:
+    """An account whose tuning job goes as it was written down."""
+
+    def __init__(self, *steps: tuple[str, list[dict[str, Any]]]) -> None:
+        self.steps = list(steps)
+        self.calls: list[str] = []
+        self.listed: list[dict[str, Any]] = []
+
+    def call(self, service: str, operation: str, **words: Any) -> dict[str, Any]:
+        self.calls.append(operation)
+        if operation == "describe_hyper_parameter_tuning_job":
+            status, self.listed = self.steps.pop(0)
+            states = [one["TrainingJobStatus"] for one in self.listed]
+            return {
+                "HyperParameterTuningJobStatus": status,
+                "HyperParameterTuningJobConfig": {
+                    "Strategy": "Bayesian",
+                    "TrainingJobEarlyStoppingType": "Auto",
+                },
+                "TrainingJobStatusCounters": {
+                    "Completed": states.count("Completed"),
+                    "InProgress": states.count("InProgress"),
+                    "NonRetryableError": states.count("Failed"),
+                    "Stopped": states.count("Stopped"),
+                },
+            }
+        return {"TrainingJobSummaries": self.listed[::-1]}
+
+
+def summary(name: str, status: str, lr: str, value: float | None = None) -> dict[str, Any]:
+    final = (
+        {} if value is None else {"FinalHyperParameterTuningJobObjectiveMetric": {"Value": value}}
+    )
+    return {
+        "TrainingJobName": name,
+        "TrainingJobStatus": status,
+        "TrainingStartTime": 1,
+        "TunedHyperParameters": {"optim.lr": lr},
+        **final,
+        **({"FailureReason": "AlgorithmError: oh"} if status == "Failed" else {}),
+    }
+
+
+def test_what_a_tuning_job_came_to_is_in_the_journal(tmp_path: Path) -> None:
+    plan = planned(Tuner, "sagemaker_tuner", *OWN, LR)
+    running, good = summary("a", "InProgress", "0.5"), summary("a", "Completed", "0.5", 0.25)
+    bad, early = summary("b", "Failed", "1e-05"), summary("c", "Stopped", "0.125", 0.75)
+    account = Canned(
+        ("InProgress", [running]),
+        ("InProgress", [running]),
+        ("InProgress", [good, bad]),
+        ("Completed", [good, bad, early]),
+    )
+    search = TuningJob(JobHandle("sagemaker", "here/tune"), account, True)
+    search.pause = 0.0
+    plan = replace(plan, place=cast(Launcher, Forgetful()))
+    with Journal(tmp_path) as journal:
+        services._until_ended(search, journal, plan, Silent())
+        rows = {row.name: row for row in journal.sweep.shown()}
+    assert rows["a"].values == [0.25] and rows["a"].params == {"optim.lr": 0.5}
+    assert rows["a"].overrides[-1] == "optim.lr=0.5"
+    assert (rows["b"].state, rows["b"].message) == (State.FAILED, "AlgorithmError: oh")
+    assert (rows["c"].state, rows["c"].params) == (State.PRUNED, {"optim.lr": 0.125})
+    listed = account.calls.count("list_training_jobs_for_hyper_parameter_tuning_job")
+    assert listed == 3  # not where nothing had changed
+
+
+def typed(words: list[str], home: Path) -> tuple[int, str]:
+    """Run `python train.py WORDS`; return the exit code, and what it printed."""
+    done = subprocess.run(
+        [sys.executable, "train.py", *words],
+        cwd=REPOSITORY,
+        env=environment() | {"HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.returncode, done.stdout
+
+
+class Forgetful:
+    """A launcher that knows nothing of the jobs any more."""
+
+    scheme = "sagemaker"
+
+    def status(self, handle: JobHandle) -> Any:
+        raise LaunchError("gone")
+
+
+class Silent:
+    def update(self, sweep: Any) -> None: ...
+
+
+@pytest.mark.soak
+def test_a_tuning_job_of_the_embedded_service(tmp_path: Path) -> None:
+    """From the command to the table: two real trainings, one after the other."""
+    words = ["-m", "launcher=sagemaker", "launcher.embedded=true", "sweep=sagemaker_tuner"]
+    words += ["sweep.n_trials=2", "sweep.max_concurrent=1", LR, "model=mlp", "model.hidden=8"]
+    words += ["trainer.max_epochs=1", "logger=csv", f"hydra.sweep.dir={tmp_path}/sweep"]
+    home = tmp_path / "home" / ".cache" / "hydra-trainer" / "embedded-sagemaker"
+    try:
+        code, printed = typed(words, tmp_path / "home")
+        assert code == 0, printed
+        sweep = read(tmp_path / "sweep")
+        assert [row.state for row in sweep.shown()] == [State.SUCCEEDED] * 2
+        assert len({row.params["optim.lr"] for row in sweep.shown()}) == 2
+        assert f"Best: job {sweep.ranked()[0].number}" in printed
+        again, told = typed(words, tmp_path / "home")  # finds it, and starts nothing
+        assert again == 0 and "is there already" in told
+        assert len(read(tmp_path / "sweep").rows) == 2
+    finally:
+        sagemaker.stop(home)

@@ -35,6 +35,11 @@ OPERATIONS = (
     "AddTags",
     "ListTags",
     "DeleteTags",
+    "CreateHyperParameterTuningJob",
+    "DescribeHyperParameterTuningJob",
+    "ListHyperParameterTuningJobs",
+    "ListTrainingJobsForHyperParameterTuningJob",
+    "StopHyperParameterTuningJob",
 )
 
 Shape = dict[str, Any]
@@ -201,6 +206,7 @@ KINDS: dict[str, tuple[Any, Callable[[str, Shape, Any], list[Problem]]]] = {
     "boolean": (bool, lambda name, shape, value: NONE),
     "integer": (int, _integer),
     "long": (int, _integer),
+    "float": ((int, float), lambda name, shape, value: NONE),
     "timestamp": ((int, float, str, datetime), _timestamp),
 }
 
@@ -212,6 +218,7 @@ TYPES = {
     "boolean": "true or false",
     "integer": "an integer",
     "long": "an integer",
+    "float": "a number",
     "timestamp": "a time, as seconds since 1970 or as 2026-01-31T12:00:00Z",
 }
 
@@ -222,9 +229,13 @@ PLAIN_WORDS = {
     ".*": NO_BREAKS,
     ".+": NO_BREAKS,
     "TrainingJobName": "letters and digits, with hyphens between them",
+    "HyperParameterTuningJobName": "letters and digits, with hyphens between them",
     "ExperimentEntityName": "letters and digits, with hyphens between them",
     "ChannelName": "letters, digits, '.', '-' and '_'",
     "TrainingEnvironmentKey": "letters, digits and '_', and not begin with a digit",
+    "HyperParameterTrainingJobEnvironmentKey": (
+        "letters, digits and '_', and not begin with a digit"
+    ),
     "S3Uri": "a place in S3, such as s3://bucket/prefix",
     "FileSystemId": "the id of a file system, such as fs-0123456789abcdef0",
     "SubnetId": "the id of a subnet, such as subnet-0123456789abcdef0",

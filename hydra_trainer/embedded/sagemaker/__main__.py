@@ -70,7 +70,8 @@ def _mapping(text: str) -> tuple[str, Path]:
 
 
 def _is_idle(service: Service, seconds: float) -> bool:
-    return service.server.idle() > seconds and not service.runs.is_working
+    working = service.runs.is_working or service.tuning.is_working
+    return service.server.idle() > seconds and not working
 
 
 def _leave(service: Service, seconds: float) -> bool:

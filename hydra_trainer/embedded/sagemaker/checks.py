@@ -84,6 +84,7 @@ TYPES: dict[str, Any] = {
     "string": str,
     "integer": int,
     "long": int,
+    "float": (int, float),
     "boolean": bool,
     "list": list,
     "map": dict,

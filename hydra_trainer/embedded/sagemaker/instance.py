@@ -182,8 +182,7 @@ class Instance:
         self, env: dict[str, str], log: Path, mark: str, ended: Callable[[int], None]
     ) -> None:
         """Start the container. Its end is told in any case, from another thread."""
-        algorithm = self._request["AlgorithmSpecification"]
-        words = [*algorithm["ContainerEntrypoint"], *(algorithm.get("ContainerArguments") or ())]
+        words = command(self._request)
         given = self._request.get("Environment") or {}
         env = {
             "XDG_CACHE_HOME": os.environ.get("XDG_CACHE_HOME")
@@ -215,6 +214,35 @@ class Instance:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def command(request: Object) -> list[str]:
+    """Return what a container runs; nothing where only its image would say.
+
+    Without an entrypoint in the request, that of AWS's images hands over to the sagemaker-training
+    toolkit, which runs the script that two hyperparameters name, with all others as its arguments.
+    """
+    algorithm = request["AlgorithmSpecification"]
+    if algorithm.get("ContainerEntrypoint"):
+        return [*algorithm["ContainerEntrypoint"], *(algorithm.get("ContainerArguments") or ())]
+    given = request.get("HyperParameters") or {}
+    if "sagemaker_program" not in given:
+        return []
+    folder, program = (_decoded(given.get(f"sagemaker_{key}", ML)) for key in _TOOLKIT)
+    others = {key: text for key, text in given.items() if not key.startswith("sagemaker_")}
+    words = [word for key, text in others.items() for word in (f"--{key}", _decoded(text))]
+    return ["python", f"{folder}/{program}", *words]
+
+
+_TOOLKIT = ("submit_directory", "program")
+
+
+def _decoded(text: str) -> str:
+    """Return a hyperparameter as the toolkit reads it: JSON, or else as it is."""
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text
 
 
 def _of_groups(channel: Object, own: str) -> list[str]:

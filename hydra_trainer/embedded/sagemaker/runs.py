@@ -23,7 +23,7 @@ from hydra_trainer.embedded.process import kill_marked
 
 from . import checks, jobs, logs, metrics, outputs
 from .capacity import Capacity
-from .instance import ClientError, Instance, hosts
+from .instance import ClientError, Instance, command, hosts
 from .jobs import Job, Jobs
 from .refusals import AwsError
 from .settings import Settings
@@ -267,10 +267,10 @@ class Run(threading.Thread):
         image = self._request["AlgorithmSpecification"].get("TrainingImage", "")
         if UNKNOWN_IMAGE in image:
             raise ClientError(_no_image(image, self._request["RoleArn"]))
-        if not self._request["AlgorithmSpecification"].get("ContainerEntrypoint"):
+        if not command(self._request):
             raise ClientError(
                 "the embedded service has no images: the job needs a ContainerEntrypoint in its "
-                "AlgorithmSpecification"
+                "AlgorithmSpecification, or a sagemaker_program for the toolkit of AWS's images"
             )
         if "InstancePreferences" in self._request["ResourceConfig"]:
             with self._jobs.change(self._job):

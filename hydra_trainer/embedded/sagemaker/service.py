@@ -22,6 +22,7 @@ from .s3 import S3
 from .server import LOOPBACK, Server
 from .settings import ACCOUNT, GRACE, Delays, Settings
 from .training import Training
+from .tuning import Tuning
 
 Object = dict[str, Any]
 
@@ -100,9 +101,11 @@ class Service:
         )
         self.jobs = Jobs(self.home / "jobs")
         self.runs = Runs(settings, self.jobs)
+        training = Training(settings, self.jobs, self.runs)
+        self.tuning = Tuning(self.home / "tuning", self.jobs, training, settings.account)
         self.api = Api(
             {
-                "sagemaker": Training(settings, self.jobs, self.runs).operations,
+                "sagemaker": {**training.operations, **self.tuning.operations},
                 "logs": Logs(settings).operations,
                 **Others(settings).operations,
             },
@@ -113,6 +116,7 @@ class Service:
         self.server = Server(self.api, port_of(self.home))
         self.endpoint = settings.endpoint = f"http://{LOOPBACK}:{self.server.port}"
         self.runs.resume()
+        self.tuning.resume()
         self.server.start()
         new = self.home / f"{ENDPOINT}.new"
         new.write_text(self.endpoint)
@@ -126,6 +130,7 @@ class Service:
         where: TracebackType | None,
     ) -> None:
         self.server.stop()
+        self.tuning.close()
         self.runs.close()
         self._lock.close()
 

@@ -57,22 +57,33 @@ class Training:
         }
 
     def _create(self, call: Call) -> Object:
-        request = call.parameters
-        checks.check_shape(request, call.operation)
-        checks.check_rules(request)
+        checks.check_shape(call.parameters, call.operation)
+        return {"TrainingJobArn": self.create(call.region, call.parameters).arn}
+
+    def create(self, region: str, request: Object, state: Object | None = None) -> Job:
+        """Start a training job, whose description has `state` as well. Raises AwsError."""
         name = request["TrainingJobName"]
-        arn = f"arn:aws:sagemaker:{call.region}:{self._settings.account}:training-job/{name}"
-        if self._jobs.find(call.region, name):
+        arn = f"arn:aws:sagemaker:{region}:{self._settings.account}:training-job/{name}"
+        if self._jobs.find(region, name):
             raise _taken(arn)
-        checks.check_role(request["RoleArn"], self._settings.roles)
-        checks.check_inputs(request, call.region, self._settings.objects)
-        running = [one.request for one in self._jobs.all(call.region) if not one.is_over]
-        checks.check_quotas(request, self._settings.quotas, running)
-        job = jobs.new(call.region, request, arn)
+        self.check(region, request)
+        job = jobs.new(region, request, arn)
+        job.state |= state or {}
         if not self._jobs.add(job):
             raise _taken(arn)
         self._runs.start(job)
-        return {"TrainingJobArn": arn}
+        return job
+
+    def check(self, region: str, request: Object) -> None:
+        """Check what a request says, and that what it names is there. Raises AwsError."""
+        checks.check_rules(request)
+        checks.check_role(request["RoleArn"], self._settings.roles)
+        checks.check_inputs(request, region, self._settings.objects)
+        running = [one.request for one in self._jobs.all(region) if not one.is_over]
+        checks.check_quotas(request, self._settings.quotas, running)
+
+    def stop(self, job: Job) -> None:
+        self._runs.stop(job)
 
     def _describe(self, call: Call) -> Object:
         return self._jobs.description(self._job(call))
