@@ -75,9 +75,9 @@ def reserved(wanted: int) -> Iterator[dict[str, TextIO]]:
                     free[name] = file
         if len(free) < wanted:
             raise Full(
-                f"The job wants {wanted} of the {len(there)} GPUs of this machine, but {len(free)} "
-                "are free: other jobs in the background hold the rest. Wait for one of them to "
-                "end; hydra-trainer list shows them."
+                f"The job wants {wanted} GPUs, but of the {len(there)} of this machine, jobs in "
+                f"the background hold {len(there) - len(free)}. Wait until one of them has ended; "
+                "hydra-trainer list shows those in ./runs."
             )
         for name in list(free)[wanted:]:
             free.pop(name).close()

@@ -69,15 +69,16 @@ class Nursery:
         self._printed: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         self._socket, its = socket.socketpair()
         with its:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", f"{__package__}.helper"],
-                stdin=its.fileno(),
-                stdout=self._printed,
-                stderr=self._printed,
-                start_new_session=True,  # no Ctrl-C reaches it
-            )
+            self._process = self._spawn(its.fileno(), self._printed.fileno())
         # A fork of this process must not keep the helper waiting.
         os.register_at_fork(after_in_child=self._socket.close)
+
+    def _spawn(self, stdin: int, stdout: int) -> "subprocess.Popen[bytes]":
+        words = [sys.executable, "-m", f"{__package__}.helper"]
+        # In a session of its own: no Ctrl-C reaches it.
+        return subprocess.Popen(
+            words, stdin=stdin, stdout=stdout, stderr=stdout, start_new_session=True
+        )
 
     def start(self, birth: Birth, files: Sequence[int]) -> None:
         """Start a job that holds some open files. Raises NotStarted with the reason."""
