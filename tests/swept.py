@@ -13,7 +13,8 @@ BEGAN = 1_800_000_000.0
 
 LOSS = {"metric": "val/loss", "mode": "min"}
 ACCURACY = {"metric": "val/acc", "mode": "max"}
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SIZE = {"metric": "size", "mode": "min"}
+SLOTS = 8  # jobs at the same time
 
 
 class Told:
@@ -80,7 +81,7 @@ class Told:
 def loss(lr: float, model: str, batch: int, noise: float) -> float:
     """Return what a job comes to: best near lr=1e-2, with a convnet."""
     off = (math.log10(lr) + 2) ** 2 * 0.12 + (0.15 if model == "mlp" else 0.0)
-    return 0.08 + off + 0.02 * math.log2(batch / 16) + 0.03 * noise
+    return 0.15 + off + 0.02 * math.log2(batch / 16) + 0.03 * noise
 
 
 FAULTS = (
@@ -94,30 +95,30 @@ def grown(count: int, points: int = 15, objectives: Sequence[dict[str, str]] = (
     """Return a sweep of many jobs that has ended: some failed, some pruned, none like another."""
     draw = random.Random(count)
     told = Told(objectives, "-m launcher=eks sweep=optuna 'optim.lr=tag(log,interval(1e-4,1e-1))'")
+    free = [BEGAN] * SLOTS
     for number in range(count):
-        lr, batch = 10 ** draw.uniform(-4, -1), draw.choice((16, 32, 64, 128))
-        model = draw.choice(("mlp", "convnet", "resnet"))
-        told.job(
-            number,
-            optim__lr=float(f"{lr:.4g}"),
-            model=model,
-            data__batch_size=batch,
-            model__dropout=round(draw.uniform(0, 0.5), 3),
-        )
+        told.at = min(free)
+        slot = free.index(told.at)
+        lr, batch = float(f"{10 ** draw.uniform(-4, -1):.4g}"), draw.choice((16, 32, 64, 128))
+        model, dropout = draw.choice(("mlp", "convnet", "resnet")), round(draw.uniform(0, 0.5), 3)
+        told.job(number, optim__lr=lr, model=model, data__batch_size=batch, model__dropout=dropout)
         told.running(number)
         end = loss(lr, model, batch, draw.gauss(0, 1))
         fate = draw.random()
         for epoch in range(1, 1 + (points if fate > 0.15 else points // 3)):
             told.at += draw.uniform(0.5, 2.0)
-            told.progress(number, epoch, points, end + 2.0 * math.exp(-4 * epoch / points))
+            value = end + 2.0 * math.exp(-6 * epoch / points) + draw.gauss(0, 0.01)
+            told.progress(number, epoch, points, value)
         if fate < 0.05:
             told.failed(number, *draw.choice(FAULTS))
         elif fate < 0.15:
             told.ended(number, "PRUNED", reason="Pruned")
         else:
             told.succeeded(number, *_values(end, batch, objectives))
+        free[slot] = told.at
     return told.sweep
 
 
 def _values(end: float, batch: int, objectives: Sequence[dict[str, str]]) -> Iterable[float]:
-    return (round(end, 5), round(0.99 - end / 4 + batch / 4000, 5))[: len(objectives)]
+    found = (round(end, 5), round(0.99 - end / 4 + batch / 4000, 5), batch * (1 + end))
+    return found[: len(objectives)]
