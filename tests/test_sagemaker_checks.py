@@ -97,6 +97,8 @@ def full(name: str) -> Any:
             return True
         case "integer" | "long":
             return max(node.get("min", 0), 1)
+        case "float":
+            return 0.5
         case "timestamp":
             return 1767225600
     if "enum" in node:
@@ -147,11 +149,11 @@ def wrong_types(kind: str, path: str) -> Iterator[Fault]:
         "string": 7,
         "boolean": "true",
     }
-    others |= {"integer": "3", "long": 1.5, "timestamp": {}}
+    others |= {"integer": "3", "long": 1.5, "float": "0.5", "timestamp": {}}
     if path:
         yield path, others[kind], "but must be"
         yield path, None, "is null, but must be"
-    if path and kind in ("integer", "long", "string"):
+    if path and kind in ("integer", "long", "float", "string"):
         yield path, True, "is true, but must be"
 
 
