@@ -219,24 +219,45 @@ def reaching(handle: JobHandle) -> Launcher:
     return found
 
 
-_said: set[str] | None = None
+_sink: Callable[[str], None] | None = None
 
 
 def say(line: str) -> None:
     """Print a line about a job to stderr: stdout is for what the job itself says."""
-    if _said is not None and line.startswith("warning:"):
-        if line in _said:
-            return
-        _said.add(line)
-    print(line, file=sys.stderr, flush=True)
+    if _sink is not None:
+        _sink(line)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def warning_once() -> Iterator[None]:
-    """Say the same warning once only: the jobs of a sweep have most of them in common."""
-    global _said
-    _said = set()
+def speaking_through(sink: Callable[[str], None]) -> Iterator[None]:
+    """Hand over what is said to somebody else: a sweep has hundreds of jobs, and one table."""
+    global _sink
+    before, _sink = _sink, sink
     try:
         yield
     finally:
-        _said = None
+        _sink = before
+
+
+class Once:
+    """Says each warning once: the jobs of a sweep have most of them in common."""
+
+    def __init__(self, out: Callable[[str], None] | None = None) -> None:
+        self._out, self._said = out, set[str]()
+
+    def __call__(self, line: str) -> None:
+        if line.startswith("warning:") and line in self._said:
+            return
+        self._said.add(line)
+        if self._out is None:
+            print(line, file=sys.stderr, flush=True)
+        elif line.startswith("warning:"):  # what is said of each job, the table shows
+            self._out(line)
+
+    def through(self, out: Callable[[str], None]) -> "Once":
+        """Return one that says only warnings, and those through `out`, that were not said yet."""
+        found = Once(out)
+        found._said = self._said
+        return found

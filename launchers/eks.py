@@ -46,7 +46,11 @@ class EksLauncher(Options):
     scheme = "eks"
     elsewhere = True
     language = "yaml"
-    at_once = None
+    @property
+    def at_once(self) -> int | None:
+        """Return 2 with the embedded one, which is this machine."""
+        return 2 if self.embedded else None
+
 
     @classmethod
     def reaching(cls, handle: JobHandle) -> "EksLauncher":

@@ -43,6 +43,8 @@ class LocalLauncher:
     grace: float = 120.0
     # start the job in the background, and return
     detach: bool = False
+    # nothing here, where all is on this machine: for -m launcher=local,eks launcher.embedded=true
+    embedded: bool = False
     # print the command and the configuration, and stop
     dry_run: bool = False
     # say what would stop the job, and stop

@@ -75,12 +75,17 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
     """
     limits = _limits(hydra_launcher.max_concurrent)
     composer = composing.Composer(hydra_launcher.hydra_context.config_loader, hydra_launcher.config)
-    with launcher.warning_once():
-        return _run(jobs, hydra_launcher, composer, limits)
+    voice = launcher.Once()
+    with launcher.speaking_through(voice):
+        return _run(jobs, hydra_launcher, composer, limits, voice)
 
 
 def _run(
-    jobs: Source, hydra_launcher: HydraLauncher, composer: composing.Composer, limits: "_Limits"
+    jobs: Source,
+    hydra_launcher: HydraLauncher,
+    composer: composing.Composer,
+    limits: "_Limits",
+    voice: launcher.Once,
 ) -> dict[int, Row]:
     directory = hydra_launcher.directory
 
@@ -106,7 +111,7 @@ def _run(
     header = _header(hydra_launcher, jobs.sweeper)
     with Journal(directory) as journal:
         known = planned if jobs.ahead else {}
-        return running.run(jobs, known, plan, journal, header, done, limits.get)
+        return running.run(jobs, known, plan, journal, header, done, limits.get, voice)
 
 
 def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer) -> dict[int, int]:

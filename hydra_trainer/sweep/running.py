@@ -91,6 +91,7 @@ def run(
     header: dict[str, Any],
     done: dict[int, int],
     limit: Callable[[str], int | None],
+    voice: launcher.Once,
 ) -> dict[int, Row]:
     """Run the jobs of a source; return the row of each one, by the source's number.
 
@@ -108,7 +109,8 @@ def run(
     view = table.view()
     engine = Engine(journal, plan, limit, view, _wish)
     try:
-        engine.run(source, planned, done)
+        with launcher.speaking_through(voice.through(view.say)):
+            engine.run(source, planned, done)
     except Detached:
         view.close()
         _let_go(journal.sweep, journal.directory)
