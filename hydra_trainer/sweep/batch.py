@@ -1,6 +1,7 @@
 """Between Hydra and a sweep: from what Hydra's sweepers hand over to jobs, and back to values."""
 
 import contextlib
+import gc
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -74,6 +75,9 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
         HydraTrainerError, SystemExit: see running.run.
     """
     limits = _limits(hydra_launcher.max_concurrent)
+    if not gc.get_freeze_count():  # as in app.run: else a thousand configurations stay in memory
+        gc.freeze()
+    gc.enable()
     composer = composing.Composer(hydra_launcher.hydra_context.config_loader, hydra_launcher.config)
     voice = launcher.Once()
     with launcher.speaking_through(voice):
