@@ -239,10 +239,13 @@ def test_a_job_outlives_a_killed_submitter(
     capsys: pytest.CaptureFixture[str],
     request: pytest.FixtureRequest,
 ) -> None:
-    """With the real helper, and as one types it."""
+    """With the real helper, as one types it, below a process that orphans fall to."""
     words = [*SHORT, "trainer.max_epochs=1", f"hydra.run.dir={tmp_path}/run"]
     drill = hit("wait", "train", 1)
-    script = "import os, sys; from hydra_trainer import app; app.main(); os.write(1, b'.'); input()"
+    script = (
+        "import ctypes, os; ctypes.CDLL(None).prctl(36, 1)\n"  # PR_SET_CHILD_SUBREAPER
+        "from hydra_trainer import app; app.main(); os.write(1, b'.'); input()"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", script, *words, "launcher.detach=true"],
         env=environment() | drill,
@@ -254,7 +257,7 @@ def test_a_job_outlives_a_killed_submitter(
         handle = JobHandle.parse(process.stdout.readline().strip())
         request.addfinalizer(lambda: end(handle))
         assert process.stdout.read(1) == "."
-        [child] = children(process.pid)
+        [child] = children(process.pid) - {pid_of(handle)}
         process.kill()
     await_end(child)
     reach(handle, "waiting")
@@ -315,12 +318,20 @@ def test_a_program_holds_the_lock_until_its_end(
 def test_a_stop_before_training_has_begun(
     tmp_path: Path, send: Callable[..., JobHandle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(helper.worker, "main", lambda words: [print("here"), signal.pause()])
-    handle = send(spec(tmp_path / "run"))
+    def main(words: list[str]) -> int:
+        print("here")
+        signal.pause()
+        return 0
+
+    monkeypatch.setattr(helper.worker, "main", main)
+    job = spec(tmp_path / "run")
+    handle = send(job)
     reach(handle, "here")
     HERE.cancel(handle)
     status = HERE.wait(handle)
     assert (status.state, status.exit_code) == (JobState.CANCELLED, 143)
+    end(send(job))
+    assert HERE.wait(handle).reason == "Killed"  # not what the sitting before has left
 
 
 def test_a_job_that_cannot_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,8 +505,8 @@ def test_what_is_told_of_jobs(tmp_path: Path) -> None:
     assert len(paused) == 8
 
 
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def children(pid: int) -> set[int]:
+    return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
 
 
 def parent(pid: int) -> int:

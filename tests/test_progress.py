@@ -15,7 +15,7 @@ NAMES = st.from_regex(r"[a-z_]+(/[a-z_@0-9.-]+( [a-z]+)?)?", fullmatch=True)
 def printed(epoch: int, epochs: int, step: int, values: dict[str, float]) -> str:
     said: list[str] = []
     lines = Lines()
-    lines.say = said.append  # type: ignore[method-assign]
+    lines.say = said.append  # type: ignore[method-assign, assignment]
     lines.start(epochs, 9)
     lines.metrics(values)
     lines.epoch(epoch, step)
