@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, clusters, gpu, services, starts, steps
+from . import checkpoints, clusters, gpu, services, starts, steps, sweeps
 from .table import Row, show
 
 ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -22,6 +22,7 @@ ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
     "sagemaker_dry_run": services.dry_run,
     "submit": services.submit,
     "sweep": services.sweep,
+    "sweep_jobs": sweeps.composing,
     "gpu": gpu.rows,
 }
 
