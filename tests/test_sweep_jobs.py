@@ -136,3 +136,27 @@ def test_optuna_through_real_jobs(typed: Type, tmp_path: Path) -> None:
         n_trials=trials,
     )
     assert min(found) <= plain.best_value * 1.05
+
+
+def test_a_failed_trial_is_run_again_as_a_new_one(typed: Type, tmp_path: Path) -> None:
+    directory, mended = tmp_path / "sweep", tmp_path / "mended"
+    hole = ["+model.hole=3", f"+model.mended={mended}", f"hydra.sweep.dir={directory}"]
+    words = [*BOWL, *hole, "sweep=optuna", "sweep.sampler=grid", "model.shift=range(2,5)"]
+    assert typed(*words) == 0  # a failed trial is no failure of the search
+    rows = journal.read(directory).shown()
+    assert sorted((row.params["model.shift"], row.state) for row in rows) == [
+        (2, State.SUCCEEDED),
+        (3, State.FAILED),
+        (4, State.SUCCEEDED),
+    ]
+    mended.touch()
+    assert verbs.verb("sweep", ["retry-failed", str(directory)]) == 0
+    rows = journal.read(directory).shown()
+    assert [row.state for row in rows] == [State.SUCCEEDED] * 3
+    assert sorted(row.attempts for row in rows) == [1, 1, 2]
+    storage = optuna.storages.journal.JournalFileBackend(str(directory / "optuna.log"))
+    study = optuna.load_study(study_name=None, storage=optuna.storages.JournalStorage(storage))
+    assert [trial.state.name for trial in study.trials].count("COMPLETE") == 3
+    # Once more: nothing is left to run.
+    assert typed(*words) == 0
+    assert sorted(row.attempts for row in journal.read(directory).shown()) == [1, 1, 2]

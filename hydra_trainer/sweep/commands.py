@@ -17,7 +17,7 @@ from hydra_trainer import launcher
 from hydra_trainer.errors import LaunchError
 from hydra_trainer.job import DONE, JobHandle, JobState, JobStatus
 
-from . import journal, running, table
+from . import journal, table
 from .engine import group_of, handles
 from .journal import Journal
 from .outcome import NoObjective, outcome
@@ -52,12 +52,12 @@ def main(words: list[str]) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     sweep = refreshed(options.directory)
-    print(table.status(sweep, journal.writer(options.directory)))
+    print(table.status(sweep, journal.writer(options.directory), options.directory))
     return DONE
 
 
 def _table(options: argparse.Namespace) -> int:
-    print(table.final(refreshed(options.directory)))
+    print(table.final(refreshed(options.directory), options.directory))
     return DONE
 
 
@@ -65,9 +65,9 @@ def _report(options: argparse.Namespace) -> int:
     from . import report
 
     sweep = refreshed(options.directory)
-    (options.directory / running.TABLE).write_text(table.csv(sweep))
-    report.write(sweep, options.directory / running.REPORT)
-    print(options.directory / running.REPORT)
+    (options.directory / table.CSV).write_text(table.csv(sweep))
+    report.write(sweep, options.directory / table.REPORT)
+    print(options.directory / table.REPORT)
     return DONE
 
 

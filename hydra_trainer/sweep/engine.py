@@ -139,6 +139,8 @@ class Engine:
         self.rows_of |= done or {}
         if source.ahead:
             self._take({asked.number: asked for asked in source.samples()}, planned)
+        elif retries := [row.number for row in self.sweep.rows.values() if row.retry]:
+            source.again(retries)
         try:
             self._loop()
         except KeyboardInterrupt:

@@ -65,6 +65,14 @@ class Optimizer:
         self._running[trial.number] = trial
         return self.space.job(trial.number, values)
 
+    def again(self, numbers: Sequence[int]) -> None:
+        """Run the jobs of some trials once more: as new trials, since Optuna's stay as they are."""
+        from . import study
+
+        with study.reached(self.conf):
+            for number in numbers:
+                study.ask_again(self._study, number)
+
     def ended(self, number: int, row: Row) -> None:
         """Tell Optuna. What is not a number for each objective is a failure, never a value."""
         from optuna.trial import TrialState

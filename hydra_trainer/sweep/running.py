@@ -21,9 +21,6 @@ SHOWN = 5  # jobs whose faults are told in full; the others are counted
 
 SILENCE = 3.0  # seconds after which one who waits hears how far it is
 
-REPORT = "report.html"
-TABLE = "sweep.csv"
-
 
 def objectives(config: dict[str, Any]) -> list[Objective]:
     """Return what the jobs of a sweep are compared by, the first one first."""
@@ -106,7 +103,12 @@ def run(
         SystemExit: the user let go of it.
     """
     _begin(journal, header)
-    view = table.view()
+    view = table.view(total=source.total)
+    if changed := _changed(journal.sweep, source, planned):
+        view.say(
+            f"{changed} jobs are new: the configuration, the files or the code have changed since "
+            "the last sitting"
+        )
     engine = Engine(journal, plan, limit, view, _wish)
     try:
         with launcher.speaking_through(voice.through(view.say)):
@@ -143,16 +145,29 @@ def _begin(journal: Journal, header: dict[str, Any]) -> None:
         journal.write({"event": "sweep", **header})
 
 
+def _changed(sweep: Sweep, source: Source, planned: dict[int, Planned]) -> int:
+    """Return how many jobs are not what the very same overrides were in an earlier sitting."""
+    names: dict[tuple[str, ...], set[str]] = {}
+    for row in sweep.rows.values():
+        names.setdefault(tuple(row.overrides), set()).add(row.name)
+    changed = 0
+    for asked in source.samples() if planned else ():
+        before = names.get(tuple(asked.overrides))
+        made = planned.get(asked.number)
+        changed += bool(before and made and made.job.name not in before)
+    return changed
+
+
 def finish(sweep: Sweep, directory: Path) -> None:
     """Print the table, and write sweep.csv and report.html."""
-    (directory / TABLE).write_text(table.csv(sweep))
-    print(table.final(sweep), flush=True)
-    from . import report
-
+    (directory / table.CSV).write_text(table.csv(sweep))
+    print(table.final(sweep, directory), flush=True)
     try:
-        report.write(sweep, directory / REPORT)
+        from . import report
+
+        report.write(sweep, directory / table.REPORT)
     except (HydraTrainerError, ImportError) as error:
-        launcher.say(f"no {REPORT}: {error}")
+        launcher.say(f"no {table.REPORT}: {error}")
 
 
 def _wish() -> str:

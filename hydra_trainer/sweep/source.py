@@ -46,6 +46,10 @@ class Source(Protocol):
     def next(self) -> Asked | None:
         """Return a job to run now. None: there is none now, and none is running: none any more."""
 
+    def again(self, numbers: Sequence[int]) -> None:
+        """Ask once more for jobs of an earlier sitting, by their numbers then: they failed, and
+        are to be run again. Not called where all are known `ahead`."""
+
     def ended(self, number: int, row: Row) -> None:
         """Take in how a job ended: `row.state`, and `row.values` where it succeeded."""
 
@@ -68,6 +72,8 @@ class Listed:
 
     def next(self) -> Asked | None:
         return None  # `samples` has told all
+
+    def again(self, numbers: Sequence[int]) -> None: ...
 
     def ended(self, number: int, row: Row) -> None: ...
 

@@ -86,12 +86,26 @@ def taken_up(study: Study, trial: FrozenTrial) -> optuna.Trial:
 def proposed(study: Study, conf: OptunaConf, directory: Path, most: int) -> optuna.Trial | None:
     """Return a new trial; None where the study has as many as it may: failed ones count, too."""
     begun = study.get_trials(deepcopy=False)
-    if sum(one.state is not TrialState.WAITING for one in begun) >= most:
+    waiting = sum(one.state is TrialState.WAITING for one in begun)  # to be run once more
+    if not waiting and len(begun) >= most:
         return None
     trial = study.ask()
     if conf.storage is not None:
         trial.set_user_attr(OWNER, _owner(directory))
     return trial
+
+
+def ask_again(study: Study, number: int) -> None:
+    """Let the next trial have the parameters of an earlier one; once, however often it is asked."""
+    trials = study.get_trials(deepcopy=False)
+    if number >= len(trials):
+        return
+    params = trials[number].params
+    left = (TrialState.WAITING, TrialState.RUNNING)
+    if not any(
+        one.system_attrs.get("fixed_params") == params for one in trials if one.state in left
+    ):
+        study.enqueue_trial(params)
 
 
 def _owner(directory: Path) -> str:
