@@ -28,22 +28,27 @@ def changes(
     """
     told: dict[JobHandle, JobStatus] = {}
     printed: dict[JobHandle, Printed] = {}
+    ended: set[JobHandle] = set()
     while True:
-        wanted = jobs()
-        told = {handle: told[handle] for handle in wanted if handle in told}
-        printed = {handle: printed[handle] for handle in wanted if handle in printed}
+        wanted = set(jobs())
+        ended &= wanted
+        for handle in told.keys() - wanted:
+            del told[handle], printed[handle]
         found: Changes = {}
-        for handle in wanted:
-            if handle in told and told[handle].state.ended:
-                continue
+        for handle in wanted - ended:
             now = _ask(status, handle)
-            reports = printed.setdefault(handle, Printed(handle)).reports()
-            for report in reports[:-1] if now.state is JobState.RUNNING else reports:
+            output = printed.setdefault(handle, Printed(handle))
+            runs = now.state is JobState.RUNNING
+            reports = output.reports()
+            for report in reports[:-1] if runs else reports:
                 yield {handle: JobStatus(JobState.RUNNING, progress=report)}
-            if now.state is JobState.RUNNING:
-                now = replace(now, progress=printed[handle].newest)
+            if runs:
+                now = replace(now, progress=output.newest)
             if now != told.get(handle):
                 found[handle] = told[handle] = now
+            if now.state.ended:
+                ended.add(handle)
+                del told[handle], printed[handle]
         yield found
         pause(PERIOD)
 
