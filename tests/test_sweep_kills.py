@@ -16,8 +16,6 @@ from hydra_trainer.sweep.rows import State
 
 from .conftest import REPOSITORY, environment
 
-COUNT = 40
-
 
 def value(config: dict[str, Any]) -> float:
     return (config["seed"] - 17) ** 2 / 100
@@ -37,8 +35,8 @@ class Victim:
             self.at = None
 
 
-def start(player: Player, directory: Path) -> "subprocess.Popen[str]":
-    words = ["-m", "launcher=eks", "launcher.image=team/image:1", f"seed=range({COUNT})"]
+def start(player: Player, directory: Path, count: int) -> "subprocess.Popen[str]":
+    words = ["-m", "launcher=eks", "launcher.image=team/image:1", f"seed=range({count})"]
     limits = ["hydra.launcher.max_concurrent=5", f"hydra.sweep.dir={directory}"]
     return subprocess.Popen(
         [sys.executable, "train.py", *words, *limits],
@@ -51,44 +49,40 @@ def start(player: Player, directory: Path) -> "subprocess.Popen[str]":
     )
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.soak)])
-def test_a_killed_submitter(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(("kills", "count"), [(2, 8), pytest.param(30, 40, marks=pytest.mark.soak)])
+def test_a_killed_submitter(tmp_path: Path, kills: int, count: int) -> None:
     seed = int(os.environ.get("DRILL_SEED", "0"))
     moments, victim = random.Random(seed), Victim()
     directory = tmp_path / "sweep"
     died = 0
     with Player(tmp_path / "home", value, request=victim.hear) as player:
-        for _ in range(kills):
+
+        def sit() -> tuple[int, str]:
             victim.base = player.asked.total()
-            # A job takes some seven requests: the sweep shrinks from sitting to sitting.
-            victim.at = moments.randint(1, 7 * COUNT // kills)
-            victim.process = start(player, directory)
+            victim.process = start(player, directory, count)
             printed, _ = victim.process.communicate()
-            died += victim.process.returncode == -signal.SIGKILL
             assert victim.process.returncode in (0, -signal.SIGKILL), printed
+            return victim.process.returncode, printed
+
+        for _ in range(kills):
+            # A job takes some seven requests: the sweep shrinks from sitting to sitting.
+            victim.at = moments.randint(1, 7 * count // kills)
+            died += sit()[0] == -signal.SIGKILL
         victim.at = None
-        last = start(player, directory)
-        printed, _ = last.communicate()
-        assert last.returncode == 0, printed
+        code, printed = sit()
+        assert code == 0
         assert died >= min(kills, 3), f"the sweep was over too early: {died} kills"
         # Each job was created once, and ran once.
-        assert len(player.created()) == COUNT and set(player.ran.values()) == {1}
-        assert len(player.ran) == COUNT
+        assert len(player.created()) == len(player.ran) == count
+        assert set(player.ran.values()) == {1}
+        # All is known by now: once more, and nobody is asked.
+        asked = player.asked.total()
+        code, again = sit()
+        assert code == 0 and player.asked.total() == asked
+        assert again.endswith(printed[printed.index("\n  job") :])
     sweep = journal.read(directory)
     rows = sweep.shown()
-    assert [row.params for row in rows] == [{"seed": seed} for seed in range(COUNT)]
-    assert [row.state for row in rows] == [State.SUCCEEDED] * COUNT
+    assert [row.params for row in rows] == [{"seed": seed} for seed in range(count)]
+    assert [row.state for row in rows] == [State.SUCCEEDED] * count
     assert [row.values for row in rows] == [[value(row.params)] for row in rows]
-    assert "seed=17" in printed
-    assert (directory / "sweep.csv").read_text().count("\n") == COUNT + 1
-
-
-def test_a_finished_sweep_asks_nobody(tmp_path: Path) -> None:
-    directory = tmp_path / "sweep"
-    with Player(tmp_path / "home", value) as player:
-        for turn in range(2):
-            before = player.asked.total()
-            process = start(player, directory)
-            printed, _ = process.communicate()
-            assert process.returncode == 0, printed
-            assert turn == 0 or player.asked.total() == before
+    assert (directory / "sweep.csv").read_text().count("\n") == count + 1
