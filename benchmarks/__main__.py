@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, clusters, gpu, services, starts, steps, sweeps
+from . import checkpoints, clusters, gpu, services, sittings, starts, steps, sweeps
 from .table import Row, show
 
 ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -23,6 +23,8 @@ ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
     "submit": services.submit,
     "sweep": services.sweep,
     "sweep_jobs": sweeps.composing,
+    "sitting": sittings.sitting,
+    "slots": sittings.slots,
     "gpu": gpu.rows,
 }
 
