@@ -323,7 +323,7 @@ function parallel() {
     if (best && isShown(best)) svg.append(draw("path", { class: "mark-best", d: drawn.get(best), style: { strokeWidth: "2.5" } }));
     for (const lane of found) axis(svg, lane, top, bottom);
     return { points, trace: (job) => drawn.get(job) };
-  }, 120 * count);
+  }, 130 * count);
 }
 
 function axis(svg, lane, top, bottom) {
@@ -364,10 +364,11 @@ function slices() {
   order.sort((a, b) => b.share - a.share);
   const spread = (number) => ((number * 0.618034) % 1) - 0.5;
   const one = ({ param, index }) => plot("slice", 220, (svg, width, height) => {
-    const x = scaleOf(param), y = numeric(goal());
-    const { box, at } = frame(svg, width, height, x, y, { x: param.name, y: "" });
     const few = param.options || param.ticks, ranked = ranking(), places = few ? few.length : 1;
-    const sideways = few && ranked.length > 3 * places ? Math.min(26, (box.right - box.left) / (places * 2.4)) : 0;
+    const crowded = few && ranked.length > 3 * places;
+    const x = crowded && param.ticks ? inset(scaleOf(param), 0.09) : scaleOf(param), y = numeric(goal());
+    const { box, at } = frame(svg, width, height, x, y, { x: param.name, y: "" });
+    const sideways = crowded ? Math.min(26, (box.right - box.left) / (places * 2.4)) : 0;
     const points = [];
     for (const job of ranked) {
       const share = x.at(job.params[index]);
@@ -378,6 +379,12 @@ function slices() {
     return { points };
   });
   return make("div", { class: "plots" }, ...order.slice(0, 12).map(one));
+}
+
+// The same scale with some room at both ends.
+function inset(scale, room) {
+  const moved = (share) => (share === null ? null : room + share * (1 - 2 * room));
+  return { ...scale, at: (value) => moved(scale.at(value)), ticks: (count) => scale.ticks(count).map((tick) => ({ ...tick, at: moved(tick.at) })) };
 }
 
 // A short line at the middle of the points of each place.
