@@ -1,9 +1,10 @@
 """What is known of the jobs of a namespace. Asks nobody: changes go in, and statuses come out.
 
 A thousand jobs have to fit, so that of each object only that is kept which `state.status` reads,
-and nothing of jobs that nobody asks for and that have ended, or that were told to their end.
+and nothing of jobs whose end was told, or that have ended and nobody asks for.
 """
 
+import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ Object = dict[str, Any]
 
 LAG = 5.0
 """Seconds that a watch may be behind. What should be there by then is looked for."""
+
+KEPT = 30.0
+"""Seconds for which that is kept which nobody asks for, and that has ended: somebody may yet."""
 
 GRACE = 30.0
 """Seconds between SIGTERM and SIGKILL of a pod that does not say, as in every cluster."""
@@ -97,10 +101,11 @@ class Book:
         self._asked: dict[str, float] = {}
         self._known: dict[str, Known] = {}
         self._told: dict[str, JobStatus] = {}
-        self._finished: set[str] = set()  # whose end was told, while they are still asked for
+        self._finished: dict[str, float] = {}  # when the end was told of those still asked for
         self._uids: dict[str, str] = {}  # of the jobs whose end was told: names come again
         self._touched: set[str] = set()
         self._waiting: set[str] = set()  # over, and not complete
+        self._spare: dict[str, float | None] = {}  # since when, of what nobody asks for
 
     def __len__(self) -> int:
         return len(self._known)
@@ -118,6 +123,7 @@ class Book:
         for name in names:
             if name not in self._asked:
                 self._asked[name] = now
+                self._spare.pop(name, None)
                 self._touched.add(name)
 
     def take_job(self, kind: str, job: Object) -> None:
@@ -128,6 +134,9 @@ class Book:
             return
         if kind == "DELETED":
             if known is None or known.job is None or known.uid != uid:
+                return
+            if name not in self._asked:
+                del self._known[name]
                 return
             if _is_over(known):  # and how it ended is known
                 self.settle({name})
@@ -152,7 +161,7 @@ class Book:
             known = self._known[name] = Known()
         known.pods[own] = pod
         known.gone.discard(own)
-        self._drop_if_over(name, known)
+        self._spare_if_over(name, known)
         self._touched.add(name)
 
     def take_progress(self, name: str, report: Report) -> None:
@@ -165,13 +174,16 @@ class Book:
     ) -> None:
         """Take in what lists have: before the watches all of it, later of some names only.
 
-        Then the watches may have told of something newer, which is left as it is.
+        Then the watches may have told of something newer, which is left as it is. The pods were
+        listed after the jobs.
         """
         for job in jobs:
-            name = job["metadata"]["name"]
-            is_new = name not in self._finished and not self._has_job(name)
+            name, uid = job["metadata"]["name"], job["metadata"]["uid"]
+            is_new = not self._has_job(name) and self._uids.get(name) != uid
             if names is None or (name in names and is_new):
                 self._set(name, job)
+                if name in self._asked:
+                    self._known[name].looked = _is_over(self._known[name])
         for pod in pods:
             known = self._known.get(_job_of(pod))
             if names is None or (_job_of(pod) in names and (known is None or known.lacks(pod))):
@@ -179,19 +191,23 @@ class Book:
 
     def settle(self, names: set[str]) -> None:
         """Take what is known of jobs for all that there is: lists had no more."""
-        for name in names & self._asked.keys() - self._finished:
+        for name in names & self._asked.keys():
+            if name in self._finished:
+                self._finished[name] = math.inf
+                continue
             known = self._known.setdefault(name, Known())
             known.absent = known.job is None
-            known.looked = known.over is not None
+            known.looked = known.looked or known.over is not None
             self._touched.add(name)
 
     # ------------------------------------------------------------------------------ what comes out
 
     def news(self, now: float) -> dict[str, JobStatus]:
         """Return how those jobs go that were asked for, if it is not what was returned before."""
+        self._drop_spare(now)
         names, self._touched = self._touched | self._waiting, set()
         found = {}
-        for name in names & self._asked.keys() - self._finished:
+        for name in (names & self._asked.keys()) - self._finished.keys():
             if self._is_unseen(name):
                 continue
             known = self._known[name]
@@ -209,15 +225,21 @@ class Book:
         """Tell whether the end of a job is told now: all of it is known, or long awaited."""
         known.over = now if known.over is None else known.over
         if known.is_complete(status, now):
-            self._finish(name, known)
+            self._finish(name, known, now)
             return True
         self._waiting.add(name)
         return False
 
     def unseen(self, now: float) -> set[str]:
-        """Return the jobs that should have been seen by now, and are to be looked for."""
-        late = {name for name, since in self._asked.items() if now - since >= LAG}
-        return {name for name in late - self._finished if self._is_unseen(name)}
+        """Return the jobs that should have been seen by now, and are to be looked for.
+
+        Among them, once, those that are asked for after their end was told: they may have been
+        sent again, under the same name.
+        """
+        times = self._asked | self._finished
+        return {
+            name for name, since in times.items() if now - since >= LAG and self._is_unseen(name)
+        }
 
     def unclear(self, now: float) -> set[str]:
         """Return the jobs whose pods are to be looked for: their end should have been seen."""
@@ -239,12 +261,14 @@ class Book:
 
     def _set(self, name: str, job: Object) -> None:
         known = self._known.get(name)
+        is_new = known is None or known.job is None
         if known is None or known.uid not in (None, job["metadata"]["uid"]):
             pods = {pod["metadata"]["name"]: pod for pod in known.alive()} if known else {}
             known = self._known[name] = Known(pods=pods)
         known.job, known.absent = job, False
-        self._finished.discard(name)
-        self._drop_if_over(name, known)
+        self._finished.pop(name, None)
+        self._spare.pop(name, None)
+        self._spare_if_over(name, known, at_once=is_new)
         self._touched.add(name)
 
     def _lose(self, name: str, known: Known, pod: str) -> None:
@@ -252,20 +276,35 @@ class Book:
             known.gone.add(pod)
         else:
             del known.pods[pod]
-        self._drop_if_over(name, known)
+        self._spare_if_over(name, known, at_once=known.job is None)
         self._touched.add(name)
 
-    def _drop_if_over(self, name: str, known: Known) -> None:
-        """Keep nothing of what nobody asks for, but of a job that goes on: somebody may soon."""
+    def _spare_if_over(self, name: str, known: Known, *, at_once: bool = False) -> None:
+        """Let go of what nobody asks for and that is over, now or soon.
+
+        A job that was seen to go on may be one that ended before it was asked for. One that was
+        over when it was seen first is of an earlier time, and may just be sent again.
+        """
         if name in self._asked:
             return
-        if _is_over(known) if known.job else not known.alive():
+        is_over = _is_over(known) if known.job else not known.alive()
+        if is_over and at_once:
             del self._known[name]
+        elif is_over:
+            self._spare.setdefault(name, None)
 
-    def _finish(self, name: str, known: Known) -> None:
+    def _drop_spare(self, now: float) -> None:
+        for name, since in [*self._spare.items()]:
+            if since is None:
+                self._spare[name] = now
+            elif now - since >= KEPT:
+                del self._spare[name]
+                self._known.pop(name, None)
+
+    def _finish(self, name: str, known: Known, now: float) -> None:
         if known.uid is not None:
             self._uids[name] = known.uid
-        self._finished.add(name)
+        self._finished[name] = now
         self._known.pop(name)
         self._told.pop(name, None)
         self._waiting.discard(name)
@@ -274,10 +313,10 @@ class Book:
         self._asked.pop(name)
         self._told.pop(name, None)
         self.readable.pop(name, None)
-        self._finished.discard(name)
+        self._finished.pop(name, None)
         self._waiting.discard(name)
         if (known := self._known.get(name)) is not None:
-            self._drop_if_over(name, known)
+            self._spare_if_over(name, known, at_once=True)
 
     def _note_log(self, name: str, known: Known, status: JobStatus) -> None:
         first = [pod for pod in known.pods.values() if holds_rank_0(pod) and has_started(pod)]

@@ -25,6 +25,9 @@ from .watch import Event
 TICK = 2.0
 """Seconds after which something is told, if only that nothing happened."""
 
+GATHER = 0.05
+"""Seconds in which changes are gathered: a job's end is one of the job, and one of its pod."""
+
 BETWEEN = 10.0
 """Seconds between two looks at what the watches have not brought, at least."""
 
@@ -59,7 +62,7 @@ class Teller:
         self._changes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._watched: set[str] = set()
         self._looking = False
-        self._looked: float | None = None
+        self._due: float | None = None  # for a look
         self._closed = threading.Event()
 
     def tell(
@@ -71,49 +74,54 @@ class Teller:
             LaunchError: the cluster can no longer be asked.
         """
         if self._progress:
-            self._start(lambda: self.read_logs(self._closed.wait))
+            self._start("logs", lambda: self.read_logs(self._closed.wait))
+        changes: list[Callable[[], None]] = []
         try:
             while True:
                 now = time.monotonic()
                 self.book.ask(names(), now)
+                for change in changes:
+                    change()
                 self._look_if_need_be(now)
                 yield self.book.news(now)
-                self._hear()
+                changes = self._hear()
         finally:
             self._closed.set()
             self._cluster.close()
 
-    def _hear(self) -> None:
-        """Take in what came, or wait for it, but not for long."""
+    def _hear(self) -> list[Callable[[], None]]:
+        """Return the changes that came; wait for one, but not for long."""
+        heard: list[Callable[[], None]] = []
         with contextlib.suppress(queue.Empty):
-            self._changes.get(timeout=TICK)()
+            heard.append(self._changes.get(timeout=TICK))
+            self._closed.wait(GATHER)
             while True:
-                self._changes.get_nowait()()
+                heard.append(self._changes.get_nowait())
+        return heard
 
-    def _start(self, work: Callable[[], None]) -> None:
+    def _start(self, name: str, work: Callable[[], None]) -> None:
         def working() -> None:
             try:
                 work()
             except Exception as error:  # told where the queue is read
                 self._changes.put(partial(_raise, error))
 
-        threading.Thread(target=working, daemon=True).start()
+        threading.Thread(target=working, name=f"eks-{name}", daemon=True).start()
 
     # --------------------------------------------------------------------------------------- lists
 
     def _look_if_need_be(self, now: float) -> None:
         """List what should be known and is not. At first that is everything."""
-        if self._looking:
+        if self._looking or (self._due is not None and now < self._due):
             return
-        if self._looked is None:
+        if self._due is None:
             unseen, unclear = self.book.asked, set[str]()
-        elif now - self._looked >= BETWEEN:
-            unseen, unclear = self.book.unseen(now), self.book.unclear(now)
         else:
-            return
-        if unseen or unclear:
-            self._looking, self._looked = True, now
-            self._start(lambda: self._look(unseen, unclear))
+            unseen, unclear = self.book.unseen(now), self.book.unclear(now)
+        self._looking = bool(unseen or unclear)
+        if self._looking:
+            self._due = now + BETWEEN
+            self._start("look", lambda: self._look(unseen, unclear))
 
     def _look(self, unseen: set[str], unclear: set[str]) -> None:
         """List jobs and pods, and watch from there on what is not watched yet."""
@@ -127,7 +135,7 @@ class Teller:
         self._changes.put(partial(self._found, jobs, pods, unseen | unclear, is_first))
         for resource, changes in new.items():  # which are newer: they have to come after it
             self._watched.add(resource)
-            self._start(partial(self._pass_on, resource, changes))
+            self._start(resource, partial(self._pass_on, resource, changes))
 
     def _jobs(self, names: set[str], new: dict[str, Iterator[Event]]) -> list[Object]:
         """Return jobs of the kinds that the names are of; add to `new` how kinds go on."""
