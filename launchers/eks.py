@@ -46,11 +46,11 @@ class EksLauncher(Options):
     scheme = "eks"
     elsewhere = True
     language = "yaml"
+
     @property
     def at_once(self) -> int | None:
         """Return 2 with the embedded one, which is this machine."""
         return 2 if self.embedded else None
-
 
     @classmethod
     def reaching(cls, handle: JobHandle) -> "EksLauncher":
@@ -99,7 +99,7 @@ class EksLauncher(Options):
         from hydra_trainer.findings import render_findings
 
         spec = self.render(job)
-        findings = preflight(self._cluster(seconds=PREFLIGHT), spec)
+        findings = preflight(self.cluster(seconds=PREFLIGHT), spec)
         print(render_findings(findings))
         return not any(finding.level == "fail" for finding in findings)
 
@@ -111,15 +111,8 @@ class EksLauncher(Options):
             Full: a quota of the namespace has no room for one more job.
             LaunchError: the cluster refuses it, or cannot be reached.
         """
-        if self.image == PLACEHOLDER and not self.embedded:
-            raise ConfigError(
-                f"launcher.image is {PLACEHOLDER}, which stands for your image. Type "
-                "launcher.image=REGISTRY/NAME:TAG (docs/eks.md builds one), or "
-                "launcher.embedded=true to run the job on this machine."
-            )
         items = self.render(job)["items"]
-        delivery.place(job)
-        cluster = self._cluster()
+        cluster = self.reach(job)
         wanted = items[-1]
         handle = JobHandle("eks", f"{cluster.context}/{cluster.namespace}/{_name(wanted)}")
         if (there := cluster.get(RESOURCES[self.api], _name(wanted))) is not None:
@@ -128,8 +121,24 @@ class EksLauncher(Options):
                 return handle
             self._remove(cluster, there)
         launcher.say(f"submitting {handle}")
-        self._create(cluster, items)
+        self.create(cluster, items)
         return handle
+
+    def reach(self, job: JobSpec) -> "Cluster":
+        """Return the cluster, with the code where a job of it finds it.
+
+        Raises:
+            ConfigError: there is no image.
+            LaunchError: the code cannot be put there, or there is no such cluster.
+        """
+        if self.image == PLACEHOLDER and not self.embedded:
+            raise ConfigError(
+                f"launcher.image is {PLACEHOLDER}, which stands for your image. Type "
+                "launcher.image=REGISTRY/NAME:TAG (docs/eks.md builds one), or "
+                "launcher.embedded=true to run the job on this machine."
+            )
+        delivery.place(job)
+        return self.cluster()
 
     def _adopt(self, there: dict[str, Any], wanted: dict[str, Any], handle: JobHandle) -> None:
         if label(there, marks.DIGEST) == label(wanted, marks.DIGEST):
@@ -141,7 +150,8 @@ class EksLauncher(Options):
             f"logs -f {handle}; to replace it, add launcher.again=true; to run both, add name=..."
         )
 
-    def _create(self, cluster: "Cluster", items: list[dict[str, Any]]) -> None:
+    def create(self, cluster: "Cluster", items: list[dict[str, Any]]) -> None:
+        """Create objects, of which the last one owns the others. Raises Full, LaunchError."""
         from hydra_trainer.eks.refusals import AlreadyExists
 
         if self.api != "trainjob":  # whose webhook first wants to see its runtime
@@ -189,7 +199,7 @@ class EksLauncher(Options):
             if kind == "DELETED":
                 return
 
-    def _cluster(self, **budget: Any) -> "Cluster":
+    def cluster(self, **budget: Any) -> "Cluster":
         """Return the cluster; `budget` is how long it is asked for an answer, as in Retry."""
         from hydra_trainer.eks.cluster import Cluster
         from hydra_trainer.eks.retry import Retry
@@ -209,7 +219,7 @@ class EksLauncher(Options):
         from hydra_trainer.eks import state
         from hydra_trainer.eks.follow import age
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         seen = _see(cluster, handle)
         return state.status(seen, age=age(cluster, seen.job))
 
@@ -218,7 +228,7 @@ class EksLauncher(Options):
         from hydra_trainer.eks import state
         from hydra_trainer.eks.follow import age
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         seen = _see(cluster, handle)
         logs = {
             name: _tail(cluster, seen, name, previous)
@@ -232,7 +242,7 @@ class EksLauncher(Options):
         """Yield the lines of the pod that a rank is on; None: those of all pods, in turn."""
         from hydra_trainer.eks.follow import together
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         seen = _see(cluster, handle)
         pods = _pods_in_order(seen)
         if rank is not None:
@@ -252,7 +262,7 @@ class EksLauncher(Options):
             return self.status(handle)
         from hydra_trainer.eks.follow import Follower
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         found = _search(cluster, handle)
         if found is None:
             raise _gone(handle)
@@ -272,7 +282,7 @@ class EksLauncher(Options):
         """Return how jobs of one namespace ended, once all have: one watch for all of them."""
         from hydra_trainer.eks import follow
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         names = {_parts(handle)[2]: handle for handle in handles}
         found = _search(cluster, handles[0])
         if found is None:
@@ -298,7 +308,7 @@ class EksLauncher(Options):
             yield {}
             time.sleep(many.TICK)
         place = self._of(next(iter(first)))
-        cluster = place._cluster(seconds=many.PATIENCE, tries=many.TRIES)
+        cluster = place.cluster(seconds=many.PATIENCE, tries=many.TRIES)
         handles: dict[str, JobHandle] = {}
 
         def names() -> Collection[str]:
@@ -322,7 +332,7 @@ class EksLauncher(Options):
         """Delete a job: its pods get SIGTERM and the grace period to save."""
         from hydra_trainer.eks import state
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         found = _search(cluster, handle)
         if found is not None and not state.status(_see(cluster, handle)).state.ended:
             cluster.delete(found[0], _parts(handle)[2])
@@ -331,7 +341,7 @@ class EksLauncher(Options):
         """Return the jobs in the namespace that this package sent."""
         from hydra_trainer.eks.follow import by_job, status_of
 
-        cluster = self._cluster()
+        cluster = self.cluster()
         found = []
         pods, _ = cluster.list("pods", labels=marks.ALL)
         of = by_job(pods)

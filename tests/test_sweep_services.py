@@ -16,14 +16,16 @@ from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 
-from hydra_trainer import bootstrap, config, launcher, progress, quick, values, worker
+from hydra_trainer import bootstrap, config, embedded, launcher, progress, quick, values, worker
 from hydra_trainer.bundle import Bundle
+from hydra_trainer.eks.rules import webhook_problems
 from hydra_trainer.embedded import sagemaker
 from hydra_trainer.errors import ConfigError, LaunchError
 from hydra_trainer.job import JobHandle
 from hydra_trainer.launcher import Launcher
 from hydra_trainer.sweep import services
 from hydra_trainer.sweep.journal import Journal, read
+from hydra_trainer.sweep.katib import FILTER, Experiment, Katib, _wrapped
 from hydra_trainer.sweep.rows import State
 from hydra_trainer.sweep.tuner import Tuner, TuningJob
 
@@ -102,6 +104,7 @@ def test_a_trial_is_a_run_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert found["run"]["identity"] == config.identity(typed, "c")  # as of the job with that value
     monkeypatch.delenv(bootstrap.TRIAL)
     assert worker.read_config(tmp_path / "out" / "tune-7" / "config.yaml") == found
+    config.register()  # a worker answers ${mount:...}, and is a process of its own
 
 
 # ------------------------------------------------------------------------------ SageMaker's tuner
@@ -123,27 +126,26 @@ def hydra() -> Iterator[None]:
     config.register()
     quick.shorten_start([])
     GlobalHydra.instance().clear()
-    with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
-        yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(config, "collect", lambda *_: CODE)
+        with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
+            yield
 
 
-def planned(service: Any, name: str, *words: str) -> services.Plan:
-    """Return what a command line asks a service to search; the code's digest is always the same."""
+def planned(name: str, *words: str) -> tuple[Any, services.Plan]:
+    """Return a service, and what a command line asks it to search; code is always the same."""
     loader = GlobalHydra.instance().config_loader()
     master = loader.load_configuration("config", [f"sweep={name}", *words], RunMode.MULTIRUN)
-    found = service(services._options(service, master.sweep))
-    plan = services.planned(words, master, loader, found, Path("runs/sweeps/x"))
-    run = {**plan.job.config["run"], "code_digest": CODE.digest}
-    job = replace(plan.job, code=CODE, config={**plan.job.config, "run": run})
-    return replace(plan, job=services._named(job, "89abcdef01234567"))
+    kind: Any = {"sagemaker_tuner": Tuner, "katib": Katib}[name]
+    service = kind(services._options(kind, master.sweep))
+    plan = services.planned(words, master, loader, service, Path("runs/sweeps/x"))
+    return service, replace(plan, job=services._named(plan.job, "89abcdef01234567"))
 
 
 def rendered(name: str, *words: str) -> dict[str, Any]:
-    service = {"sagemaker_tuner": Tuner}[name]
-    loader = GlobalHydra.instance().config_loader()
-    master = loader.load_configuration("config", [f"sweep={name}", *words], RunMode.MULTIRUN)
-    options = services._options(service, master.sweep)
-    return service(options).render(planned(service, name, *words))
+    service, plan = planned(name, *words)
+    made: dict[str, Any] = service.render(plan)
+    return made
 
 
 def problems(name: str, *words: str) -> str:
@@ -279,7 +281,7 @@ def summary(name: str, status: str, lr: str, value: float | None = None) -> dict
 
 
 def test_what_a_tuning_job_came_to_is_in_the_journal(tmp_path: Path) -> None:
-    plan = planned(Tuner, "sagemaker_tuner", *OWN, LR)
+    _, plan = planned("sagemaker_tuner", *OWN, LR)
     running, good = summary("a", "InProgress", "0.5"), summary("a", "Completed", "0.5", 0.25)
     bad, early = summary("b", "Failed", "1e-05"), summary("c", "Stopped", "0.125", 0.75)
     account = Canned(
@@ -347,3 +349,210 @@ def test_a_tuning_job_of_the_embedded_service(tmp_path: Path) -> None:
         assert len(read(tmp_path / "sweep").rows) == 2
     finally:
         sagemaker.stop(home)
+
+
+# ------------------------------------------------------------------------------------------- Katib
+
+EKS = ["launcher=eks", "launcher.image=registry/train:1", "model=mlp", "storage=efs"]
+
+
+def test_the_manifests_of_an_experiment_are_these() -> None:
+    words = [*EKS, LR, WIDTH, "model.depth=range(1,7,2)", "resources.nodes=2"]
+    words += ["objective.others=[{metric: val/acc, mode: max}]", "launcher.together=zone"]
+    made = rendered("katib", *words)
+    assert_golden("katib.yaml", launcher.text({**made, "items": made["items"][-1:]}))
+    assert [one["kind"] for one in made["items"]] == ["ConfigMap", "ConfigMap", "Experiment"]
+    assert made == rendered("katib", *words)
+
+
+def test_all_of_a_trial_is_named_after_it() -> None:
+    made = rendered("katib", *EKS, LR)["items"]
+    volumes = {"job": made[0]["metadata"]["name"], "code": made[1]["metadata"]["name"]}
+    run = made[-1]["spec"]["trialTemplate"]["trialSpec"]
+    pod = run["spec"]["pytorchReplicaSpecs"]["Master"]["template"]
+    assert pod["metadata"]["labels"]["hydra-trainer.dev/job"] == "${trialParameters.trial}"
+    mounted = {one["name"]: one.get("configMap", {}).get("name") for one in pod["spec"]["volumes"]}
+    assert mounted.items() >= volumes.items()  # what all of them share keeps its name
+    env = {one["name"]: one.get("value") for one in pod["spec"]["containers"][0]["env"]}
+    told = env[bootstrap.TRIAL].replace("${trialParameters.trial}", "a-b")
+    told = told.replace("${trialParameters.p0}", "0.001")
+    assert json.loads(told) == {"name": "a-b", "values": {"optim.lr": "0.001"}}
+
+
+def test_numbers_are_text_to_every_reader_of_yaml() -> None:
+    made = rendered("katib", *EKS, LR, "optim.weight_decay=1e-7,0.1")["items"][-1]
+    first, second = (one["feasibleSpace"] for one in made["spec"]["parameters"])
+    assert first == {"min": "0.00001", "max": "0.1", "distribution": "logUniform"}
+    assert second == {"list": ["0.0000001", "0.1"]}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["model=mlp,convnet"], "model chooses between files"),
+        ([LR, "launcher.api=trainjob"], "Type launcher.api=pytorchjob"),
+        ([LR, "sweep.algorithm=tpee"], "Did you mean 'tpe'?"),
+        ([LR, "sweep.algorithm=grid"], "has no end of values"),
+        ([LR, "sweep.algorithm=cmaes"], "at least two numbers"),
+        ([LR, "sweep.algorithm=hyperband"], "needs r_l"),
+        ([LR, "sweep.max_concurrent=99"], "sweep.max_concurrent is 99, but must be 1 to"),
+        ([LR, "sweep.early_stopping=soon"], "must be medianstop"),
+        ([LR, "sweep.manifest_overrides={spec: {parallelTrialCount: 0}}"], "sweep.max_concurrent"),
+        ([LR, "sweep.manifest_overrides={spec: {paralel: 1}}"], "spec.paralel: unknown field"),
+        (["name='a\"b',c"], "cannot put into"),
+    ],
+)
+def test_what_an_experiment_cannot_be_is_told(words: list[str], told: str) -> None:
+    assert told in problems("katib", *EKS, *words)
+
+
+def test_what_katibs_webhook_denies_is_known() -> None:
+    made = rendered("katib", *EKS, LR, WIDTH)["items"][-1]
+    assert webhook_problems(made) == []
+    spec = made["spec"]
+    template = spec["trialTemplate"]
+    template["trialSpec"]["metadata"]["name"] = "mine"
+    template["trialParameters"][1]["reference"] = "optim.rate"
+    del template["trialParameters"][2]
+    spec["objective"]["additionalMetricNames"] = ["val/loss"]
+    spec["parameters"][1]["feasibleSpace"]["min"] = "1"
+    spec["parallelTrialCount"] = 21
+    made["metadata"]["name"] = "a" * 41
+    spec["metricsCollectorSpec"]["source"]["filter"]["metricsFormat"] = ["loss=(.*)"]
+    assert {one.path for one in webhook_problems(made)} == {
+        "metadata.name",
+        "spec.parallelTrialCount",
+        "spec.objective.additionalMetricNames",
+        "spec.parameters[1].feasibleSpace",
+        "spec.trialTemplate",
+        "spec.trialTemplate.trialParameters[1].reference",
+        "spec.trialTemplate.trialSpec.metadata.name",
+        "spec.metricsCollectorSpec.source.filter.metricsFormat[0]",
+    }
+
+
+def test_katib_reads_the_lines_that_a_job_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    shown = progress.Lines()
+    shown.start(3, 10)
+    shown.metrics({"train/loss": 1e-05, "val/loss": 0.75})
+    shown.epoch(0, 9)
+    monkeypatch.setenv(bootstrap.TRIAL, json.dumps({"name": "a", "values": {}}))
+    options = bootstrap._arguments([f"--report={tmp_path}/report", "config.yaml"])
+    result = {"status": "completed", "objective": {"metric": "val/loss", "value": 0.12345678901}}
+    bootstrap._report(options, result)
+    found = re.findall(FILTER, capsys.readouterr().out)
+    assert [pair for pair in found if "/" in pair[0]] == [
+        ("train/loss", "1e-05"),
+        ("val/loss", "0.75"),
+        ("val/loss", "0.12345678901"),
+    ]
+
+
+@pytest.mark.parametrize(("code", "completed"), [(0, True), (3, False)])
+def test_a_wrapped_command_keeps_its_words_and_its_code(
+    tmp_path: Path, code: int, completed: bool
+) -> None:
+    script = f"import sys; print(sys.argv[1]); sys.exit({code})"
+    words = [sys.executable, "-c", script, "it's >= $HOME; `x`"]
+    done = as_katib_does(words, tmp_path).wait()
+    assert done == code
+    assert (tmp_path / "log").read_text() == "it's >= $HOME; `x`\n"
+    assert (tmp_path / "pid").exists() == completed
+
+
+def test_a_wrapped_command_hears_of_the_end(tmp_path: Path) -> None:
+    script = (
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (print('saved', flush=True), sys.exit(143)))\n"
+        f"open({str(tmp_path / 'ready')!r}, 'w').close()\n"
+        "signal.pause(); signal.pause()"
+    )
+    process = as_katib_does([sys.executable, "-c", script], tmp_path)
+    while not (tmp_path / "ready").exists():
+        assert process.poll() is None
+    process.terminate()
+    assert process.wait() == 143
+    assert (tmp_path / "log").read_text() == "saved\n"
+
+
+def as_katib_does(words: list[str], folder: Path) -> "subprocess.Popen[bytes]":
+    """Start a command as Katib's webhook has it started in a pod."""
+    tail = f"1>{folder}/log 2>&1 && echo completed > {folder}/pid"
+    return subprocess.Popen(["sh", "-c", f"{_wrapped(words)} {tail}"])
+
+
+def test_what_an_experiment_came_to_is_in_the_journal(tmp_path: Path) -> None:
+    _, plan = planned("katib", *EKS, LR)
+    plan = replace(plan, place=cast(Launcher, Forgetful()))
+    running, good = katib_trial("a", "Running"), katib_trial("a", "Succeeded", "0.25")
+    bad, early = katib_trial("b", "Failed"), katib_trial("c", "EarlyStopped", "0.75")
+    blind = katib_trial("d", "MetricsUnavailable", "unavailable")
+    cluster = CannedCluster([running], [good, bad], [good, bad, early, blind])
+    search = Experiment(JobHandle("eks", "here/team/tune"), cluster, True)
+    search.pause = 0.0
+    with Journal(tmp_path) as journal:
+        found = services._until_ended(search, journal, plan, Silent())
+        rows = {row.name: row for row in journal.sweep.shown()}
+    assert found.failure == ""
+    assert rows["a"].values == [0.25] and rows["a"].params == {"optim.lr": 0.001}
+    assert rows["a"].handle == "eks://here/team/a"
+    states = [rows[name].state for name in "abcd"]
+    assert states == [State.SUCCEEDED, State.FAILED, State.PRUNED, State.FAILED]
+    assert rows["d"].reason == "MetricsUnavailable"
+
+
+class CannedCluster:
+    """A cluster whose Experiment goes as it was written down."""
+
+    def __init__(self, *steps: list[dict[str, Any]]) -> None:
+        self.steps = list(steps)
+
+    def get(self, resource: str, name: str) -> dict[str, Any]:
+        last = len(self.steps) == 1
+        return {"status": {"trials": len(self.steps), "conditions": condition("Succeeded", last)}}
+
+    def list(self, resource: str, labels: str) -> tuple[list[dict[str, Any]], str]:
+        assert labels == "katib.kubeflow.org/experiment=tune"
+        return self.steps.pop(0), "1"
+
+
+def condition(kind: str, holds: bool = True) -> list[dict[str, str]]:
+    return [{"type": kind, "status": str(holds)}]
+
+
+def katib_trial(name: str, kind: str, value: str = "") -> dict[str, Any]:
+    metric = {"name": "val/loss", "min": value, "max": "9", "latest": "8"}
+    status = {"conditions": condition(kind)}
+    return {
+        "metadata": {"name": name},
+        "spec": {
+            "objective": {
+                "objectiveMetricName": "val/loss",
+                "metricStrategies": [{"name": "val/loss", "value": "min"}],
+            },
+            "parameterAssignments": [{"name": "optim.lr", "value": "0.001"}],
+        },
+        "status": {**status, **({"observation": {"metrics": [metric]}} if value else {})},
+    }
+
+
+@pytest.mark.soak
+def test_an_experiment_on_the_embedded_cluster(tmp_path: Path) -> None:
+    """From the command to the table: two real trainings, one after the other."""
+    words = ["-m", "launcher=eks", "launcher.embedded=true", "sweep=katib", LR, "model=mlp"]
+    words += ["sweep.n_trials=2", "sweep.max_concurrent=1", "model.hidden=8", "logger=csv"]
+    words += ["trainer.max_epochs=1", f"hydra.sweep.dir={tmp_path}/sweep"]
+    home = tmp_path / "home" / ".cache" / "hydra-trainer" / "embedded"
+    try:
+        code, printed = typed(words, tmp_path / "home")
+        assert code == 0, printed
+        sweep = read(tmp_path / "sweep")
+        assert [row.state for row in sweep.shown()] == [State.SUCCEEDED] * 2
+        assert len({row.params["optim.lr"] for row in sweep.shown()}) == 2
+        again, told = typed(words, tmp_path / "home")  # finds it, and starts nothing
+        assert again == 0 and "is there already" in told
+        assert len(read(tmp_path / "sweep").rows) == 2
+    finally:
+        embedded.stop(home)

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from .experiments import API as KATIB
+from .experiments import EXPERIMENT, TRIAL
 from .shapes import (
     NONE,
     Check,
@@ -763,4 +765,6 @@ KINDS: dict[tuple[str, str], Check] = {
     (TRAINER, "ClusterTrainingRuntime"): whole(RUNTIME),
     ("jobset.x-k8s.io/v1alpha2", "JobSet"): whole(JOBSET),
     ("sagemaker.amazonaws.com/v1", "HyperPodPyTorchJob"): whole(HYPERPOD),
+    (KATIB, "Experiment"): whole(EXPERIMENT),
+    (KATIB, "Trial"): whole(TRIAL),
 }

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from . import experiments
 from .shapes import Problem, shown
 from .templates import count, dig, objects, step
 
@@ -256,4 +257,5 @@ WEBHOOKS: dict[tuple[str, str], Callable[[dict[str, Any], dict[str, Any]], Itera
     ("trainer.kubeflow.org", "TrainingRuntime"): _runtime,
     ("trainer.kubeflow.org", "ClusterTrainingRuntime"): _runtime,
     ("jobset.x-k8s.io", "JobSet"): _jobset,
+    ("kubeflow.org", "Experiment"): experiments.denied,
 }

@@ -25,6 +25,7 @@ OBJECT_LIMIT = 3 << 19
 
 WEBHOOKS = {
     "pytorchjobs.kubeflow.org": "validator.pytorchjob.training-operator.kubeflow.org",
+    "experiments.kubeflow.org": "validator.experiment.katib.kubeflow.org",
     "trainjobs.trainer.kubeflow.org": "validator.trainjob.trainer.kubeflow.org",
     "trainingruntimes.trainer.kubeflow.org": "validator.trainingruntime.trainer.kubeflow.org",
     "clustertrainingruntimes.trainer.kubeflow.org": (

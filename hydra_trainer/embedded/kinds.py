@@ -100,6 +100,8 @@ KINDS = (
         verbs=("create",),
     ),
     Kind("pytorchjobs", "kubeflow.org", "v1", "PyTorchJob", custom=True, columns=STATE),
+    Kind("experiments", "kubeflow.org", "v1beta1", "Experiment", custom=True, columns=STATE),
+    Kind("trials", "kubeflow.org", "v1beta1", "Trial", custom=True, columns=STATE),
     Kind("trainjobs", "trainer.kubeflow.org", "v1alpha1", "TrainJob", custom=True, columns=STATE),
     Kind(
         "trainingruntimes",

@@ -6,6 +6,7 @@
 | training_operator.py | PyTorchJob -> pods and Services |
 | trainer.py, jobset.py, batch.py | TrainJob -> JobSet -> Jobs -> pods |
 | hyperpod.py | HyperPodPyTorchJob -> pods |
+| katib.py | Experiment -> Trials -> PyTorchJobs |
 | scheduler.py | a node for each pod |
 | kubelet.py | a process for each container |
 """
@@ -24,6 +25,7 @@ from .control import Controller, Family, Key, key_of
 from .history import Object
 from .hyperpod import HyperPodJobs
 from .jobset import JobSets
+from .katib import Experiments, Trials
 from .kinds import KINDS
 from .kubelet import Kubelet
 from .kueue import Kueue, Queues
@@ -61,6 +63,8 @@ class Controllers:
             Jobs(store, self._family, self.kubelet.back_off),
             Orphans(store),
             HyperPodJobs(store, self._family),
+            Experiments(store, self._family),
+            Trials(store, self._family, home),
             Scheduler(store, self.kubelet.claims),
         )
         self._seed = trainer.seed
