@@ -186,6 +186,7 @@ def register() -> None:
         )
     OmegaConf.register_new_resolver("default_run_dir", _default_run_dir, replace=True)
     OmegaConf.register_new_resolver("default_sweep_dir", _default_sweep_dir, replace=True)
+    OmegaConf.register_new_resolver("as_typed", _as_typed, replace=True)
 
 
 # ------------------------------------------------------------------------------------- checks
@@ -672,6 +673,13 @@ def _default_sweep_dir(*, _root_: DictConfig) -> str:
     name = NOT_IN_A_PATH.sub("-", "-".join(keys)).strip("-.")[:60] or "sweep"
     plain = {"storage": OmegaConf.to_container(_root_.storage, resolve=True)}
     return str(local_output(plain) / "sweeps" / f"{name}-{sweep_identity(_root_)[:8]}")
+
+
+def _as_typed(params: Any) -> dict[str, str] | None:
+    """Resolver of hydra.sweeper.params: what a file says that varies, as one would type it."""
+    from .sweep.space import typed
+
+    return None if params is None else dict(typed(params))
 
 
 def _varies(value: str) -> bool:

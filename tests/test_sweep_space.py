@@ -198,6 +198,7 @@ def test_a_float_keeps_all_its_digits(value: float) -> None:
 
 def test_steps_have_the_digits_that_were_typed() -> None:
     one = parse(["x=range(0,1,0.1)"]).params["x"]
+    assert isinstance(one, Float)
     assert [one.text(value) for value in one.all()] == [f"0.{k}" for k in range(10)]
     assert one.text(0.1 + 0.2) == "0.3"
     assert one.read(0.1 + 0.2) == 0.3

@@ -228,12 +228,8 @@ def _about_the_sweep(word: str) -> bool:
 
 def _of_file(params: Mapping[str, Any], problems: list[str]) -> Iterator[str]:
     """Yield the entries of `sweep.params` as overrides, but for those that are none."""
-    for key, value in params.items():
-        if isinstance(value, list) and value:
-            texts = list(dict.fromkeys(map(text_of, value)))
-            word = f"{key}={','.join(texts) if len(texts) > 1 else f'choice({texts[0]})'}"
-        else:
-            word = f"{key}={value if isinstance(value, str) else text_of(value)}"
+    for key, text in typed(params):
+        word = f"{key}={text}"
         try:
             _parser().parse_override(word)
         except HydraException as error:
@@ -241,6 +237,16 @@ def _of_file(params: Mapping[str, Any], problems: list[str]) -> Iterator[str]:
             problems.append(f"sweep.params: Hydra cannot read {word} ({detail}).")
         else:
             yield word
+
+
+def typed(params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the entries of `sweep.params` with their values as one would type them."""
+    for key, value in params.items():
+        if isinstance(value, Sequence) and not isinstance(value, str) and value:
+            texts = tuple(dict.fromkeys(map(text_of, value)))
+            yield str(key), Choice(texts).typed
+        else:
+            yield str(key), value if isinstance(value, str) else text_of(value)
 
 
 @functools.cache
@@ -343,7 +349,7 @@ def text_of(value: Any) -> str:
     if isinstance(value, str):
         plain = WORD.fullmatch(value) and value.lower() not in NOT_TEXT
         return value if plain else QuotedString(value, Quote.single).with_quotes()
-    if isinstance(value, list | tuple):
+    if isinstance(value, Sequence):
         return f"[{','.join(map(text_of, value))}]"
     if isinstance(value, Mapping):
         pairs = (f"{_key(key)}:{text_of(one)}" for key, one in value.items())
