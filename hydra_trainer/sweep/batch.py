@@ -1,6 +1,7 @@
 """Between Hydra and a sweep: from what Hydra's sweepers hand over to jobs, and back to values."""
 
 import contextlib
+import os
 import gc
 import sys
 from collections.abc import Mapping, Sequence
@@ -112,6 +113,7 @@ def _run(
         sys.exit(running.check(planned.values()))
     if any(_debugging(one) for one in planned.values()):
         return _one_after_another(jobs, planned, hydra_launcher)
+    _share_cores(limits.get("local"))
     header = _header(hydra_launcher, jobs.sweeper)
     with Journal(directory) as journal:
         known = planned if jobs.ahead else {}
@@ -193,6 +195,13 @@ def _limits(given: Any) -> _Limits:
             "'hydra.launcher.max_concurrent={local: 1, eks: 8}'."
         )
     return _Limits(given)
+
+
+def _share_cores(jobs: int | None) -> None:
+    """Give each of several jobs at once on this machine its share of the cores: torch's threads
+    would take all of them for each job. The jobs inherit it."""
+    if jobs is not None and jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // jobs, 1)))
 
 
 def _clear(directory: Path) -> None:
