@@ -1,8 +1,8 @@
 """Between Hydra and a sweep: from what Hydra's sweepers hand over to jobs, and back to values."""
 
 import contextlib
-import os
 import gc
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
