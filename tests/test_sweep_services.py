@@ -23,7 +23,7 @@ from hydra_trainer.embedded import sagemaker
 from hydra_trainer.errors import ConfigError, LaunchError
 from hydra_trainer.job import JobHandle
 from hydra_trainer.launcher import Launcher
-from hydra_trainer.sweep import services
+from hydra_trainer.sweep import commands, services
 from hydra_trainer.sweep.journal import Journal, read
 from hydra_trainer.sweep.katib import FILTER, Experiment, Katib, _wrapped
 from hydra_trainer.sweep.rows import State
@@ -349,6 +349,22 @@ def test_a_tuning_job_of_the_embedded_service(tmp_path: Path) -> None:
         assert len(read(tmp_path / "sweep").rows) == 2
     finally:
         sagemaker.stop(home)
+
+
+def test_cancel_stops_the_service_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Canned()
+    with Journal(tmp_path) as journal:
+        head: dict[str, Any] = dict.fromkeys(("cwd", "program", "identity", "sweeper"), "")
+        journal.write({"event": "sweep", "words": [], "objectives": [], **head})
+    handle = JobHandle("sagemaker", "here/tune")
+    monkeypatch.setattr(Tuner, "reaching", lambda handle: TuningJob(handle, account, True))
+    record = {"service": "hydra_trainer.sweep.tuner.Tuner", "handle": str(handle)}
+    bootstrap.write_json(tmp_path / services.RECORD, record)
+    assert commands.main(["cancel", str(tmp_path)]) == 0
+    assert account.calls == ["stop_hyper_parameter_tuning_job"]
+    assert "sagemaker://here/tune was asked to stop" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------- Katib

@@ -73,6 +73,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _cancel(options: argparse.Namespace) -> int:
     _stop_submitter(options.directory)
+    _stop_service(options.directory)
     with Journal(options.directory) as book:
         _refresh(book)
         asked = [(row, handle) for row, handle in handles(book.sweep)]
@@ -98,6 +99,17 @@ def _stop_submitter(directory: Path) -> None:
         raise LaunchError(f"{who} runs this sweep. Press Ctrl-C there, or type this there.")
     os.kill(int(found[1]), signal.SIGTERM)
     journal.wait(directory)
+
+
+def _stop_service(directory: Path) -> None:
+    """Let a service that drives this sweep start no more jobs."""
+    if not (directory / "service.json").exists():
+        return
+    from . import services
+
+    if (search := services.begun(directory)) is not None:
+        search.stop()
+        print(f"{search.handle} was asked to stop: it starts no more jobs")
 
 
 def _retry_failed(options: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ def run(
         HydraTrainerError: the sweep could not go on to its end.
         SystemExit: the user let go of it.
     """
-    _begin(journal, header)
+    begin(journal, header)
     view = table.view(total=source.total)
     if changed := _changed(journal.sweep, source, planned):
         view.say(
@@ -129,7 +129,8 @@ def run(
     return {number: journal.sweep.rows[row] for number, row in engine.rows_of.items()}
 
 
-def _begin(journal: Journal, header: dict[str, Any]) -> None:
+def begin(journal: Journal, header: dict[str, Any]) -> None:
+    """Write down what a sweep is about. Raises ConfigError: the directory holds another one."""
     before = journal.sweep
     if before.began is not None and before.identity != header["identity"]:
         raise ConfigError(

@@ -131,7 +131,7 @@ def run(words: Sequence[str], master: DictConfig, loader: Any) -> dict[int, Row]
         service.render(plan)
         sys.exit(DONE if place.preflight(plan.job) else CONFIG_ERROR)
     with Journal(directory) as journal:
-        running._begin(journal, _header(master, service, plan))
+        running.begin(journal, _header(master, service, plan))
         search = service.submit(plan)
         record = {"service": str(master.sweep.service), "handle": str(search.handle)}
         write_json(directory / RECORD, record)
