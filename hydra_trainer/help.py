@@ -25,7 +25,8 @@ EXAMPLES = (
 AGAIN = """\
 The same command finds its run again: unfinished, it goes on; finished, it prints the result;
 again=true runs it anew. To ask after a run: hydra-trainer status|logs|why|wait|cancel RUN, and
-hydra-trainer list."""
+hydra-trainer list. A sweep (-m) goes on the same way; to ask after it: hydra-trainer sweep
+status|table|report|cancel|retry-failed DIR."""
 
 
 def text(words: Sequence[str]) -> str:
