@@ -317,9 +317,9 @@ def test_any_job_is_what_hydra_makes_of_it(small: Sweep, words: list[str]) -> No
 
 
 @pytest.mark.soak
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(JOBS)
-def test_any_of_a_thousand_jobs_is_what_hydra_makes_of_it(small: Sweep, words: list[str]) -> None:
+def test_any_of_many_jobs_is_what_hydra_makes_of_it(small: Sweep, words: list[str]) -> None:
     assert_as_hydra_makes_it(small, words)
 
 
