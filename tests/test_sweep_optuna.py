@@ -336,6 +336,31 @@ def test_how_jobs_end(tmp_path: Path) -> None:
     assert jobs.next() is None  # and there are no more
 
 
+@pytest.mark.parametrize("name", ["tpe", "grid"])
+def test_a_failed_job_is_run_once_more_as_a_trial_of_its_own(name: str, tmp_path: Path) -> None:
+    words = ["model=a,b,c"] if name == "grid" else WORDS
+    jobs = source(tmp_path, *words, sampler=name, n_trials=3)
+    asked = [jobs.next() for _ in range(3)]
+    for one, state in zip(asked, (State.SUCCEEDED, State.FAILED, State.FAILED), strict=True):
+        assert one is not None
+        jobs.ended(one.number, row(one, 0.5, state=state))
+    assert jobs.next() is None
+    for _ in range(2):  # asked for twice, or in another sitting: run once
+        jobs = source(tmp_path, *words, sampler=name, n_trials=3)
+        jobs.again([1, 2, 99])
+    again = [jobs.next() for _ in range(2)]
+    assert [one and one.number for one in again] == [3, 4]
+    assert [one and one.params for one in again] == [one and one.params for one in asked[1:]]
+    jobs.again([1, 2])
+    assert jobs.next() is None
+    for one in again:
+        assert one is not None
+        jobs.ended(one.number, row(one, 0.25))
+    found = [trial.state for trial in trials(tmp_path)]
+    done, bad = TrialState.COMPLETE, TrialState.FAIL
+    assert found == [done, bad, bad, done, done]
+
+
 def test_a_job_that_is_worse_than_the_others_is_pruned(tmp_path: Path) -> None:
     conf: dict[str, Any] = {"pruner": "median", "pruner_args": {"n_startup_trials": 2}}
     jobs = source(tmp_path, n_trials=4, **conf)
