@@ -1,5 +1,6 @@
 """Sweeps that a service drives: SageMaker's tuner, and Katib."""
 
+import functools
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import yaml
 from hydra import initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
+from omegaconf import OmegaConf
 
 from hydra_trainer import bootstrap, config, embedded, launcher, progress, quick, values, worker
 from hydra_trainer.bundle import Bundle
@@ -132,14 +134,26 @@ def hydra() -> Iterator[None]:
             yield
 
 
-def planned(name: str, *words: str) -> tuple[Any, services.Plan]:
-    """Return a service, and what a command line asks it to search; code is always the same."""
+KINDS: dict[str, Any] = {"sagemaker_tuner": Tuner, "katib": Katib}
+
+
+@functools.cache
+def composed(name: str, words: tuple[str, ...]) -> tuple[Any, services.Plan]:
+    """Return the section `sweep` of a command line, and what is to be searched."""
     loader = GlobalHydra.instance().config_loader()
     master = loader.load_configuration("config", [f"sweep={name}", *words], RunMode.MULTIRUN)
-    kind: Any = {"sagemaker_tuner": Tuner, "katib": Katib}[name]
-    service = kind(services._options(kind, master.sweep))
+    service = KINDS[name](KINDS[name].options())
     plan = services.planned(words, master, loader, service, Path("runs/sweeps/x"))
-    return service, replace(plan, job=services._named(plan.job, "89abcdef01234567"))
+    return master.sweep, replace(plan, job=services._named(plan.job, "89abcdef01234567"))
+
+
+def planned(name: str, *words: str) -> tuple[Any, services.Plan]:
+    """Return a service, and what a command line asks it to search."""
+    about = [word.removeprefix("sweep.") for word in words if word.startswith("sweep.")]
+    others = tuple(word for word in words if not word.startswith("sweep."))
+    node, plan = composed(name, others)
+    options = services._options(KINDS[name], OmegaConf.merge(node, OmegaConf.from_dotlist(about)))
+    return KINDS[name](options), plan
 
 
 def rendered(name: str, *words: str) -> dict[str, Any]:
