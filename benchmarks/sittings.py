@@ -111,7 +111,7 @@ def _search(place: "_Place", trials: int) -> list[float]:
         name, code = f"job-{asked.number}", Bundle.__new__(Bundle)  # nobody looks at the code
         job = JobSpec(name, name, {}, "", Resources(), code)
         place.lengths[job.name] = 0.1 * 50 ** asked.params["x"]
-        return Planned(job, place)  # type: ignore[arg-type]
+        return Planned(job, place)
 
     goals = [Objective("val/loss")]
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
@@ -119,7 +119,7 @@ def _search(place: "_Place", trials: int) -> list[float]:
         conf = OptunaConf(n_trials=trials)
         source = Optimizer(space.parse(["x=interval(0,1)"], None, None), goals, conf, Path(folder))
         view = SimpleNamespace(update=lambda sweep: None, say=print)
-        engine = Engine(journal, plan, lambda scheme: SLOTS, view)  # type: ignore[arg-type]
+        engine = Engine(journal, plan, lambda scheme: SLOTS, view)
         engine.run(source, {})
     return list(place.lengths.values())
 

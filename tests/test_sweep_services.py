@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
+from urllib.request import urlopen
 
 import pytest
 import yaml
@@ -361,6 +362,14 @@ def test_a_tuning_job_of_the_embedded_service(tmp_path: Path) -> None:
         again, told = typed(words, tmp_path / "home")  # finds it, and starts nothing
         assert again == 0 and "is there already" in told
         assert len(read(tmp_path / "sweep").rows) == 2
+        with urlopen(f"{sagemaker.start(home)}/embedded/calls") as answer:
+            called = {call.partition(":")[2] for call in json.load(answer)["calls"]}
+        # What no other sweep calls is in a policy of its own, but for `sweep cancel`.
+        policy = json.loads((REPOSITORY / "deploy" / "iam-tuner.json").read_text())
+        (statement,) = policy["Statement"]
+        allowed = {action.partition(":")[2] for action in statement["Action"]}
+        used = {call for call in called if "HyperParameterTuningJob" in call}
+        assert used == allowed - {"AddTags", "StopHyperParameterTuningJob"}
     finally:
         sagemaker.stop(home)
 

@@ -134,7 +134,8 @@ def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer
     anew = {"again=true", "launcher.again=true", "again=True", "launcher.again=True"}
     found = {}
     for one in asked:
-        row = ended.get((tuple(one.overrides), composer.basis(one.overrides))) if ended else None
+        basis = composer.basis(one.overrides) if ended else None
+        row = ended.get((tuple(one.overrides), basis)) if basis else None
         if row is not None and not anew.intersection(one.overrides):
             found[one.number] = row
     return found
