@@ -111,7 +111,7 @@ def _search(place: "_Place", trials: int) -> list[float]:
         name, code = f"job-{asked.number}", Bundle.__new__(Bundle)  # nobody looks at the code
         job = JobSpec(name, name, {}, "", Resources(), code)
         place.lengths[job.name] = 0.1 * 50 ** asked.params["x"]
-        return Planned(job, place)
+        return Planned(job, place)  # type: ignore[arg-type]
 
     goals = [Objective("val/loss")]
     with tempfile.TemporaryDirectory() as folder, Journal(Path(folder)) as journal:
