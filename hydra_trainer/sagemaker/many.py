@@ -149,10 +149,13 @@ class Teller:
                 return
             del self._finished[name]  # another one, or one that was not there
         self._created[name] = created
+        status: JobStatus | None = state.status(found)
         if found["TrainingJobStatus"] in ENDED:
-            yield self._finish(name, self._ended(name))
+            status = self._ended(name)
+        if status is None or status.state.ended:
+            yield self._finish(name, status)
         else:
-            yield from self._change(name, state.status(found))
+            yield from self._change(name, status)
 
     def _take_unlisted(self, name: str) -> Iterator[News]:
         """Tell of a job that is on no page: it is new, very old, or not there."""
@@ -172,6 +175,7 @@ class Teller:
 
     def _finish(self, name: str, status: JobStatus | None) -> News:
         self._finished[name] = self._created.get(name)
+        self._told.pop(name, None)
         return {name: status or NO_SUCH}
 
 
@@ -196,7 +200,7 @@ def apart(
         except Exception as error:  # raised where the queue is read
             found.put(error)
 
-    threading.Thread(target=work, daemon=True).start()
+    threading.Thread(target=work, name="sagemaker-many", daemon=True).start()
     try:
         while True:
             try:
