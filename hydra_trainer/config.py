@@ -677,9 +677,11 @@ def _default_sweep_dir(*, _root_: DictConfig) -> str:
 
 def _as_typed(params: Any) -> dict[str, str] | None:
     """Resolver of hydra.sweeper.params: what a file says that varies, as one would type it."""
+    if params is None:
+        return None
     from .sweep.space import typed
 
-    return None if params is None else dict(typed(params))
+    return dict(typed(params))
 
 
 def _varies(value: str) -> bool:
