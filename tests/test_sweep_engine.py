@@ -325,7 +325,7 @@ class Picky(Listed):
     def next(self) -> Asked | None:
         return self.left.pop() if self.left else None
 
-    def reported(self, number: int, step: int, value: float) -> bool:
+    def reported(self, number: int, epoch: int, value: float) -> bool:
         return value >= 1
 
     def ended(self, number: int, row: Row) -> None:

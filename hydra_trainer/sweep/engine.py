@@ -366,7 +366,8 @@ class Engine:
         self._write("progress", row.number, **told, values=report.values, value=value)
         if value is None or row.number in self._to_prune:
             return
-        bad = [self._source.reported(n, report.step, value) for n in self._asked[row.number]]
+        # By epochs: with batches of another size, steps are not the same.
+        bad = [self._source.reported(n, report.epoch, value) for n in self._asked[row.number]]
         if bad and all(bad):
             self._to_prune.add(row.number)
             self._cancel(row.number, handle)

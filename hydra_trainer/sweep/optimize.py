@@ -90,14 +90,14 @@ class Optimizer:
     def _comparable(self, row: Row) -> bool:
         return len(row.values) == len(self._objectives) and not any(map(math.isnan, row.values))
 
-    def reported(self, number: int, step: int, value: float) -> bool:
+    def reported(self, number: int, epoch: int, value: float) -> bool:
         from . import study
 
         trial = self._running.get(number)
         if trial is None or self.conf.pruner == "none":
             return False
         with study.reached(self.conf):
-            trial.report(value, step)
+            trial.report(value, epoch)
             return trial.should_prune()
 
     def open(self) -> None:

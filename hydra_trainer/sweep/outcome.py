@@ -48,9 +48,10 @@ def outcome(status: JobStatus, objectives: Sequence[Objective]) -> dict[str, Any
     bad = [one.metric for one, value in zip(objectives, values, strict=True) if not _finite(value)]
     if unknown := [name for name in bad if name not in metrics]:
         known = ", ".join(sorted(metrics)) or "nothing that came back"
+        key = "objective.metric" if unknown[0] == objectives[0].metric else "objective.others"
         raise NoObjective(
-            f"objective.metric is {unknown[0]}, which the jobs do not log; they log: {known}. Type "
-            "objective.metric=NAME with one of these, and objective.mode=min or max.",
+            f"{key} is {unknown[0]}, which the jobs do not log; they log: {known}. Type "
+            f"{key}=... with one of these names, and a mode: min or max.",
             found | {"state": State.FAILED, "reason": "NoObjective", "message": unknown[0]},
         )
     message = f"{bad[0]} is not a finite number"

@@ -119,7 +119,8 @@ def run(
         sys.exit(DONE)
     except HydraTrainerError:
         view.close()
-        finish(journal.sweep, journal.directory)
+        if journal.sweep.rows:
+            finish(journal.sweep, journal.directory)
         if any(handles(journal.sweep)):
             launcher.say(f"jobs go on: hydra-trainer sweep cancel {journal.directory} stops them")
         raise

@@ -53,7 +53,7 @@ class Source(Protocol):
     def ended(self, number: int, row: Row) -> None:
         """Take in how a job ended: `row.state`, and `row.values` where it succeeded."""
 
-    def reported(self, number: int, step: int, value: float) -> bool:
+    def reported(self, number: int, epoch: int, value: float) -> bool:
         """Take in the first objective of a running job. Returns whether to stop (prune) it."""
 
 
@@ -77,5 +77,5 @@ class Listed:
 
     def ended(self, number: int, row: Row) -> None: ...
 
-    def reported(self, number: int, step: int, value: float) -> bool:
+    def reported(self, number: int, epoch: int, value: float) -> bool:
         return False
