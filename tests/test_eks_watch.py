@@ -5,6 +5,7 @@ import json
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -269,7 +270,7 @@ def test_a_name_that_comes_again_is_another_job(book: Book) -> None:
     book.take_job("MODIFIED", job(condition="Failed"))
     assert states(book.news(1.0)) == {"a": FAILED}
     book.take_job("MODIFIED", job(condition="Failed"))  # its time stamp was written
-    assert book.news(2.0) == {}
+    assert book.news(2.0) == {} and len(book) == 0
     for asked in (set[str](), {"a"}):
         book.ask(asked, 3.0)
         book.take_job("MODIFIED", job(condition="Failed", deletionTimestamp="now"))
@@ -482,6 +483,8 @@ def test_only_the_kinds_that_are_needed_are_watched(crowd: Crowd) -> None:
     crowd.add("train", resource=TRAINJOBS)
     with watching(crowd) as changes:
         crowd.wait(changes, "train PENDING")
+        crowd.add("next", resource=TRAINJOBS)
+        crowd.wait(changes, "next PENDING")  # so the watches are there
         assert crowd.asked[f"watch {JOBS}"] == 0
         crowd.add("a")  # of a kind that nobody watches yet
         crowd.wait(changes, "a PENDING")
@@ -573,6 +576,20 @@ def test_a_cluster_that_can_no_longer_be_asked_ends_it(seen: bool, crowd: Crowd)
         crowd.cluster.faults.add(refused)
         crowd.run("a")  # after which the watch is told that it is too old, and lists
         crowd.wait(changes, "a SUCCEEDED")
+
+
+def test_a_job_that_is_deleted_is_waited_for_no_longer(crowd: Crowd) -> None:
+    names = ["a", "b"]
+    crowd.add(*names)
+    crowd.run(*names)
+    with ThreadPoolExecutor(1) as thread:
+        waits = thread.submit(EksLauncher(embedded=True).wait_all, [handle(name) for name in names])
+        while not crowd.asked[f"watch {JOBS}"]:
+            pass
+        crowd.delete("a")
+        crowd.end("b")
+        found = waits.result()
+    assert [found[handle(name)].state for name in names] == [CANCELLED, SUCCEEDED]
 
 
 # ---------------------------------------------------------------------------------------- progress

@@ -18,6 +18,7 @@ from hydra_trainer.launcher import say
 
 from . import marks, state
 from .cluster import Cluster
+from .known import deleted
 from .refusals import ApiError
 from .seen import Seen, has_started, holds_rank_0, matters, said, subject
 
@@ -159,8 +160,7 @@ def wait_all(cluster: Cluster, resource: str, names: set[str]) -> dict[str, JobS
             name = item["metadata"]["name"]
             if name not in waiting:
                 continue
-            if kind != "DELETED":
-                jobs[name] = item
+            jobs[name] = deleted(jobs[name]) if kind == "DELETED" else item
             if kind == "DELETED" or _ended(item):
                 waiting.discard(name)
             if not waiting:

@@ -141,8 +141,7 @@ class Book:
             if _is_over(known):  # and how it ended is known
                 self.settle({name})
                 return
-            ends = {"deletionTimestamp": "now"}
-            job = {**known.job, "metadata": {**known.job["metadata"], **ends}}
+            job = deleted(known.job)
         elif (known is None or known.job is None) and at(job, "metadata", "deletionTimestamp"):
             return  # the one before the one that was asked for
         self._set(name, job)
@@ -325,6 +324,11 @@ class Book:
             self.readable[name] = Readable(first[0]["metadata"]["name"], container)
         else:
             self.readable.pop(name, None)
+
+
+def deleted(job: Object) -> Object:
+    """Return a job that is gone as one that is being deleted: it was there."""
+    return {**job, "metadata": {**job["metadata"], "deletionTimestamp": "now"}}
 
 
 def _job_of(pod: Object) -> str:
