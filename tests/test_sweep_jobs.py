@@ -7,6 +7,7 @@ from pathlib import Path
 
 import optuna
 import pytest
+import yaml
 
 from hydra_trainer import __main__ as verbs
 from hydra_trainer import app, embedded
@@ -160,3 +161,55 @@ def test_a_failed_trial_is_run_again_as_a_new_one(typed: Type, tmp_path: Path) -
     # Once more: nothing is left to run.
     assert typed(*words) == 0
     assert sorted(row.attempts for row in journal.read(directory).shown()) == [1, 1, 2]
+
+
+def test_a_directory_of_another_sweep(
+    typed: Type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = {"words": ["-m", "seed=1,2"], "cwd": "/here", "program": "python train.py"}
+    with journal.Journal(tmp_path) as book:
+        goals = [{"metric": "val/loss", "mode": "min"}]
+        about = {"identity": "another", "sweeper": "basic", "objectives": goals}
+        book.write({"event": "sweep", **header, **about})
+    before = (tmp_path / journal.FILE).read_bytes()
+    assert typed(*BOWL, "model.shift=1,2", f"hydra.sweep.dir={tmp_path}") == 2
+    assert "which holds another sweep: -m seed=1,2" in capsys.readouterr().err
+    assert (tmp_path / journal.FILE).read_bytes() == before
+    with journal.Journal(tmp_path):
+        assert typed(*BOWL, "model.shift=1,2", f"hydra.sweep.dir={tmp_path}") == 1
+    assert f"is running the sweep in {tmp_path}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", ["0", "many", "{local: 0}"])
+def test_how_many_at_once(
+    typed: Type, tmp_path: Path, capsys: pytest.CaptureFixture[str], given: str
+) -> None:
+    limit = f"hydra.launcher.max_concurrent={given}"
+    assert typed(*BOWL, "model.shift=1,2", limit, f"hydra.sweep.dir={tmp_path}/sweep") == 2
+    assert "must be a whole number of at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "sweep" / journal.FILE).exists()
+
+
+def test_a_mistake_in_one_job_sends_none(
+    typed: Type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*BOWL, "trainer.max_epochs=1,0,2", "seed=1,2", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert typed(*words) == 2
+    told = capsys.readouterr().err
+    assert "trainer.max_epochs is 0, but must be at least 1" in told
+    assert "(in 2 of 6 jobs: trainer.max_epochs=0 seed=1; trainer.max_epochs=0 seed=2)" in told
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_a_dry_run_prints_every_job(
+    typed: Type, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["launcher=eks", "launcher.dry_run=true", "seed=1,2", f"hydra.sweep.dir={tmp_path}/s"]
+    assert typed(*words) == 0
+    printed = capsys.readouterr()
+    documents = list(yaml.safe_load_all(printed.out))
+    assert [one["kind"] for one in documents] == ["List", "List"]
+    names = [one["items"][-1]["metadata"]["name"] for one in documents]
+    assert len(set(names)) == 2
+    assert printed.err.count("warning:") == 2  # each once
+    assert not (tmp_path / "s").exists()
