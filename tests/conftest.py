@@ -2,13 +2,12 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE, STDOUT
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,10 @@ import pytest
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch: threads do not survive a fork
 
 import lightning.pytorch  # noqa: F401
+import torch.distributed.run  # noqa: F401
 import torchmetrics  # noqa: F401
+
+from .forks import Forked
 
 if TYPE_CHECKING:
     from .world import World
@@ -26,31 +28,26 @@ REPOSITORY = Path(__file__).parent.parent
 
 @dataclass
 class Job:
-    """A run directory and the command that trains in it."""
+    """A run directory and the command that trains in it.
+
+    Its processes are forked from this one, which has imported torch already: real processes, to be
+    killed for real, in a fifth of the time. With `anew`, they are started by Python.
+    """
 
     directory: Path
     words: list[str]
+    anew: bool = False
 
     def start(self, *more: str, **env: str) -> subprocess.Popen[str]:
         """Start the command: same words, same directory, some environment."""
-        return subprocess.Popen(
-            [sys.executable, "train.py", *self.words, *more, f"hydra.run.dir={self.directory}"],
-            cwd=REPOSITORY,
-            env=environment() | env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return _started(self._words(more), env, self.anew, stdin=PIPE, stdout=PIPE)
 
     def run(self, *more: str, **env: str) -> tuple[int, str]:
-        """Run the command to its end; return its exit code and what it printed.
+        """Run the command to its end; return its exit code and what it printed."""
+        return forked(self._words(more), self.directory.parent, env, self.anew)
 
-        The process is forked from this one, which has imported torch already: a real process, to
-        be killed for real, in a fifth of the time.
-        """
-        words = [*self.words, *more, f"hydra.run.dir={self.directory}"]
-        return forked(words, self.directory.parent, env)
+    def _words(self, more: Sequence[str]) -> list[str]:
+        return [*self.words, *more, f"hydra.run.dir={self.directory}"]
 
     def result(self) -> dict[str, Any]:
         return dict(json.loads((self.directory / "result.json").read_text()))
@@ -66,41 +63,27 @@ class Job:
         return state
 
 
-def forked(words: list[str], folder: Path, env: dict[str, str]) -> tuple[int, str]:
+def forked(
+    words: list[str], folder: Path, env: dict[str, str], anew: bool = False
+) -> tuple[int, str]:
     """Run `python train.py WORDS` in a fork of this process; return exit code and output."""
     printed = folder / f"output-{os.getpid()}.txt"
-    pid = os.fork()
-    if pid == 0:
-        code = 99
-        try:
-            _become(words, printed, env)
-            from hydra_trainer import app
-
-            app.main()
-            code = 0
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else 1
-        except BaseException:  # as an interpreter does; the code is no one else's
-            traceback.print_exc()
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    _, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), printed.read_text()
+    with printed.open("w") as file:  # a pipe would stay open as long as any child lives
+        code = _started(words, env, anew, stdin=DEVNULL, stdout=file).wait()
+    return code, printed.read_text()
 
 
-def _become(words: list[str], printed: Path, env: dict[str, str]) -> None:
-    """Turn a fork of the test process into `python train.py`."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    file = os.open(printed, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
-    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-    os.environ |= env
-    os.chdir(REPOSITORY)
-    sys.argv = ["train.py", *words]
+def _started(
+    words: list[str], env: dict[str, str], anew: bool, **streams: Any
+) -> subprocess.Popen[str]:
+    return (subprocess.Popen if anew else Forked)(
+        [sys.executable, "train.py", *words],
+        cwd=REPOSITORY,
+        env=environment() | env,
+        stderr=STDOUT,
+        text=True,
+        **streams,
+    )
 
 
 def environment() -> dict[str, str]:
@@ -152,10 +135,13 @@ TWO = "resources.processes_per_node=2"
 
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Two ranks that nothing happened to. Its tests are in the group "ranks": it runs once."""
+    """Two ranks that nothing happened to, started by Python as anybody's are.
+
+    Its tests are in the group "ranks": it runs once.
+    """
     folder = tmp_path_factory.mktemp("reference")
     (folder / "seen").mkdir()
-    job = Job(folder / "run", [*SHORT, TWO])
+    job = Job(folder / "run", [*SHORT, TWO], anew=True)
     code, printed = job.run(DRILL_SEEN=str(folder / "seen"))
     assert code == 0, printed
     return job

@@ -13,7 +13,10 @@ import benchmarks.__main__ as bench
 from benchmarks import checkpoints, gpu, steps, timed
 from benchmarks.table import Row, compared, show
 
-SLOW = ("ranks", "restart", "memory", "dry_run", "creates", "waiting", "sweep_jobs", "sitting")
+SLOW = (
+    *("ranks", "restart", "memory", "dry_run", "creates", "waiting", "sagemaker_dry_run", "sweep"),
+    *("sweep_jobs", "sitting", "slots"),
+)
 """They start processes that import torch, up to a dozen: `make soak` and `make bench` run them."""
 
 NAMES = [

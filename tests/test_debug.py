@@ -32,6 +32,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
 
 def test_a_breakpoint_in_the_model_works(job: Callable[..., Job], hit: Hit) -> None:
     drill = job("debug=default")
+    drill.anew = True  # in a fork of pytest's it would be pytest's breakpoint()
     with drill.start(**hit("breakpoint", "train", 0)) as process:
         printed, _ = process.communicate("up\np 'loss is', float(loss.detach())\nc\n", timeout=100)
     assert process.returncode == 0, printed

@@ -40,31 +40,49 @@ def sent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Sent:
 
 
 def test_two_pods_train_what_two_ranks_train_here(
-    sent: Sent, reference: Job, capsys: pytest.CaptureFixture[str]
+    sent: Sent, reference: Job, cluster: Embedded, hit: Hit
 ) -> None:
+    """Their nodes are drained in the middle: they save, and new ones go on from there."""
+    env = hit("until", "train", 13)
+    sent.send(env=env)
+    sent.until("waiting")
+    cluster.controllers.kubelet.drain()
+    status = sent.place.wait(sent.handle)
+    assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
+    sent.assert_equal(reference)
+    assert "going on from step" in "".join(sent.place.logs(sent.handle))
+    assert status.exit_code == 0
+    assert status.result["objective"] == reference.result()["objective"]
+    assert_found_again(sent, sent.words(env=env))
+
+
+def assert_found_again(sent: Sent, words: list[str]) -> None:
+    """The verbs of a job that is done, by its handle and its directory; then its own command."""
+    handle = str(sent.handle)
+    told = sent.capsys
+    assert recorded(sent.directory) == sent.handle and (sent.directory / RECORD).exists()
+    assert verbs.verb("status", [str(sent.directory)]) == 0
+    status = told.readouterr().out  # the other pod may still be ending
+    assert status.startswith("SUCCEEDED  Completed  ") and "val/loss=" in status
+    assert verbs.verb("wait", [handle]) == 0
+    assert verbs.verb("logs", [handle]) == 0
+    assert "2 processes, CPU" in told.readouterr().out
+    assert verbs.verb("logs", [handle, "--all"]) == 0
+    assert verbs.verb("logs", [handle, "--rank", "7"]) == 1
+    assert "has no rank 7" in told.readouterr().err
+    assert verbs.verb("why", [handle]) == 0
+    assert "SUCCEEDED" in told.readouterr().out
+    assert sent.type(*words) == 0
+    printed = told.readouterr()
+    assert "is there already" in printed.err and "test accuracy" in printed.out
+
+
+@pytest.mark.soak
+def test_two_pods_that_nothing_happens_to(sent: Sent, reference: Job) -> None:
     sent.send()
     assert sent.place.wait(sent.handle).state is JobState.SUCCEEDED
     sent.assert_equal(reference)
-    status = sent.place.status(sent.handle)
-    assert status.exit_code == 0
-    assert status.result["objective"] == reference.result()["objective"]
-    assert recorded(sent.directory) == sent.handle and (sent.directory / RECORD).exists()
-
-    # The verbs, by the handle and by the directory, and the same command once more.
-    assert verbs.verb("status", [str(sent.directory)]) == 0
-    told = capsys.readouterr().out  # the other pod may still be ending
-    assert told.startswith("SUCCEEDED  Completed  ") and "val/loss=" in told
-    assert verbs.verb("wait", [str(sent.handle)]) == 0
-    assert verbs.verb("logs", [str(sent.handle)]) == 0
-    assert "2 processes, CPU" in capsys.readouterr().out
-    assert verbs.verb("logs", [str(sent.handle), "--all"]) == 0
-    assert verbs.verb("logs", [str(sent.handle), "--rank", "7"]) == 1
-    assert "has no rank 7" in capsys.readouterr().err
-    assert verbs.verb("why", [str(sent.handle)]) == 0
-    assert "SUCCEEDED" in capsys.readouterr().out
-    assert sent.type(*sent.words()) == 0
-    printed = capsys.readouterr()
-    assert "is there already" in printed.err and "test accuracy" in printed.out
+    assert_found_again(sent, sent.words())
 
 
 @pytest.mark.soak
@@ -79,18 +97,6 @@ def test_a_pod_that_is_killed_is_made_anew(
     status = sent.place.wait(sent.handle)
     assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
     sent.assert_equal(reference)
-
-
-def test_a_drained_node_saves_and_goes_on(
-    sent: Sent, reference: Job, cluster: Embedded, hit: Hit
-) -> None:
-    sent.send(env=hit("until", "train", 13))
-    sent.until("waiting")
-    cluster.controllers.kubelet.drain()
-    status = sent.place.wait(sent.handle)
-    assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
-    sent.assert_equal(reference)
-    assert "going on from step" in "".join(sent.place.logs(sent.handle))
 
 
 @pytest.mark.soak

@@ -1,5 +1,6 @@
 """Two ranks under torchrun: a lost rank, a stop that reaches one of them, and who is told what."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,15 +29,13 @@ def seen(folder: Path) -> dict[int, list[str]]:
 
 
 def processes_of(directory: Path) -> list[str]:
-    """Return the command lines of all processes that name a run directory."""
+    """Return the command lines of all processes that have a file of a run directory open."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_text()
-        except OSError:
-            continue
-        if str(directory) in words:
-            found.append(words.replace("\0", " "))
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            files = [file.readlink() for file in (process / "fd").iterdir()]
+            if any(file.is_relative_to(directory) for file in files):
+                found.append((process / "cmdline").read_text().replace("\0", " "))
     return found
 
 

@@ -59,51 +59,59 @@ def fetched(sent: Sent, service: Service) -> Job:
     return Job(sent.folder / "fetched", [])
 
 
-def test_two_instances_train_what_two_ranks_train_here(
-    sent: Sent, reference: Job, service: Service, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = Counter(service.calls)
-    sent.send()
-    sending = Counter(service.calls) - before
-    assert sent.place.wait(sent.handle).state is JobState.SUCCEEDED, sent.place.why(sent.handle)
-    assert_equal(fetched(sent, service), reference)
-    status = sent.place.status(sent.handle)
-    assert status.exit_code == 0
-    assert status.result["objective"] == reference.result()["objective"]
-    assert recorded(sent.directory) == sent.handle
-    asked = {name: count for (_, name), count in sending.items() if name != "CreateBucket"}
-    assert asked == {"HeadObject": 1, "PutObject": 2, "CreateTrainingJob": 1}
-
-    # The verbs, by the handle and by the directory, and the same command once more.
-    assert verbs.verb("status", [str(sent.directory)]) == 0
-    assert capsys.readouterr().out.startswith("SUCCEEDED  Completed  ")
-    assert verbs.verb("wait", [str(sent.handle)]) == 0
-    assert verbs.verb("logs", [str(sent.handle)]) == 0
-    assert "2 processes, CPU" in capsys.readouterr().out
-    assert verbs.verb("logs", [str(sent.handle), "--all"]) == 0
-    assert "algo-1  " in capsys.readouterr().out
-    assert verbs.verb("logs", [str(sent.handle), "--rank", "7"]) == 1
-    assert "has no rank 7" in capsys.readouterr().err
-    assert verbs.verb("why", [str(sent.handle)]) == 0
-    assert "SUCCEEDED" in capsys.readouterr().out
-    assert verbs.verb("list", ["sagemaker://embedded"]) == 0
-    assert str(sent.handle) in capsys.readouterr().out
-    assert sent.type(*sent.words()) == 0
-    printed = capsys.readouterr()
-    assert "is there already" in printed.err and "test accuracy" in printed.out
-
-
-def test_a_spot_interruption_saves_and_goes_on(
+def test_two_spot_instances_train_what_two_ranks_train_here(
     sent: Sent, reference: Job, service: Service, hit: Hit
 ) -> None:
-    sent.send("launcher.spot=true", env=hit("until", "train", 13))
+    """Taken away in the middle, they save; new ones go on with the very next sample."""
+    before = Counter(service.calls)
+    words = ("launcher.spot=true",)
+    env = hit("until", "train", 13)
+    sent.send(*words, env=env)
+    sending = Counter(service.calls) - before
+    asked = {name: count for (_, name), count in sending.items() if name != "CreateBucket"}
+    assert asked == {"HeadObject": 1, "PutObject": 2, "CreateTrainingJob": 1}
     sent.until("waiting")
     service.interrupt(sent.name)
     status = sent.place.wait(sent.handle)
     assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
-    assert status.restarts == 1
-    assert "going on from step" in "".join(sent.place.logs(sent.handle))
+    assert (status.restarts, status.exit_code) == (1, 0)
+    assert status.result["objective"] == reference.result()["objective"]
     assert_equal(fetched(sent, service), reference)
+    assert "going on from step" in "".join(sent.place.logs(sent.handle))
+    assert_found_again(sent, sent.words(*words, env=env))
+
+
+def assert_found_again(sent: Sent, words: list[str]) -> None:
+    """The verbs of a job that is done, by its handle and its directory; then its own command."""
+    handle = str(sent.handle)
+    told = sent.capsys
+    assert recorded(sent.directory) == sent.handle
+    assert verbs.verb("status", [str(sent.directory)]) == 0
+    assert told.readouterr().out.startswith("SUCCEEDED  Completed  ")
+    assert verbs.verb("wait", [handle]) == 0
+    assert verbs.verb("logs", [handle]) == 0
+    assert "2 processes, CPU" in told.readouterr().out
+    assert verbs.verb("logs", [handle, "--all"]) == 0
+    assert "algo-1  " in told.readouterr().out
+    assert verbs.verb("logs", [handle, "--rank", "7"]) == 1
+    assert "has no rank 7" in told.readouterr().err
+    assert verbs.verb("why", [handle]) == 0
+    assert "SUCCEEDED" in told.readouterr().out
+    assert verbs.verb("list", ["sagemaker://embedded"]) == 0
+    assert handle in told.readouterr().out
+    assert sent.type(*words) == 0
+    printed = told.readouterr()
+    assert "is there already" in printed.err and "test accuracy" in printed.out
+
+
+@pytest.mark.soak
+def test_two_instances_that_nothing_happens_to(
+    sent: Sent, reference: Job, service: Service
+) -> None:
+    sent.send()
+    assert sent.place.wait(sent.handle).state is JobState.SUCCEEDED, sent.place.why(sent.handle)
+    assert_equal(fetched(sent, service), reference)
+    assert_found_again(sent, sent.words())
 
 
 @pytest.mark.soak
