@@ -312,6 +312,12 @@ def test_a_value_that_is_no_number_is_a_failure(bench: Bench) -> None:
     assert (row.state, row.reason) == (State.FAILED, "NotFinite")
 
 
+def test_a_result_that_is_gone_is_a_failure_of_that_job(bench: Bench) -> None:
+    place = Place(lambda name: [JobStatus(JobState.SUCCEEDED, exit_code=0)])
+    rows = bench.sit(grid(1, 2), lambda asked: place)
+    assert [(row.state, row.reason) for row in rows.values()] == [(State.FAILED, "NoResult")] * 2
+
+
 class Picky(Listed):
     """Prunes the job whose value is not below 1; asks for one job at a time."""
 

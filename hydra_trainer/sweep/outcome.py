@@ -40,6 +40,9 @@ def outcome(status: JobStatus, objectives: Sequence[Objective]) -> dict[str, Any
     }
     if status.state is not JobState.SUCCEEDED:
         return found
+    if status.result is None:
+        message = "it succeeded, but its result is gone with its pods"
+        return found | {"state": State.FAILED, "reason": "NoResult", "message": message}
     told = [result.get("objective") or {}, *(result.get("others") or [])]
     by_name = {one.get("metric"): one.get("value") for one in told}
     values = [by_name.get(one.metric) for one in objectives]
