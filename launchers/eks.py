@@ -202,7 +202,7 @@ class EksLauncher(Options):
     def cluster(self, **budget: Any) -> "Cluster":
         """Return the cluster; `budget` is how long it is asked for an answer, as in Retry."""
         from hydra_trainer.eks.cluster import Cluster
-        from hydra_trainer.eks.retry import Retry
+        from hydra_trainer.retry import Retry
 
         retry = Retry(**budget)
         if self.embedded:

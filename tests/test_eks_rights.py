@@ -268,7 +268,7 @@ def cluster(tmp_path: Path, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> It
         mine = found.kubeconfig_of(USER, GROUP, namespace=TEAM)
         monkeypatch.setattr(embedded, "start", lambda home: mine)
         at_once = partial(Retry, spread=lambda low, high: 0.0)
-        monkeypatch.setattr("hydra_trainer.eks.retry.Retry", at_once)
+        monkeypatch.setattr("hydra_trainer.retry.Retry", at_once)
         monkeypatch.chdir(REPOSITORY)
         yield found
 

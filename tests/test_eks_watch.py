@@ -15,7 +15,6 @@ from benchmarks import jobs
 from hydra_trainer import embedded
 from hydra_trainer.eks import channel, known, many, slim, state
 from hydra_trainer.eks.known import KEPT, LAG, Book
-from hydra_trainer.eks.retry import Retry
 from hydra_trainer.eks.state import Seen
 from hydra_trainer.embedded import Embedded
 from hydra_trainer.embedded.faults import Fault
@@ -24,6 +23,7 @@ from hydra_trainer.embedded.routes import verb
 from hydra_trainer.errors import Full, LaunchError
 from hydra_trainer.job import JobHandle, JobState, JobStatus, Report
 from hydra_trainer.launchers.eks import EksLauncher
+from hydra_trainer.retry import Retry
 
 from . import test_eks_state as told
 
@@ -510,7 +510,7 @@ def test_nothing_is_missed_in_trouble(
     faults: list[Fault], crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once: Callable[..., Retry] = lambda **budget: Retry(**budget, sleep=lambda seconds: None)  # noqa: E731
-    monkeypatch.setattr("hydra_trainer.eks.retry.Retry", at_once)
+    monkeypatch.setattr("hydra_trainer.retry.Retry", at_once)
     monkeypatch.setattr("hydra_trainer.eks.cluster.MARGIN", -119.8)
     names = [f"job-{number}" for number in range(20)]
     crowd.add(*names[:5])

@@ -21,13 +21,13 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from hydra_trainer import __main__ as verbs
 from hydra_trainer import config
-from hydra_trainer.eks.retry import Retry
 from hydra_trainer.embedded import sagemaker
 from hydra_trainer.embedded.sagemaker import Fault, Service, limits
 from hydra_trainer.embedded.sagemaker import logs as embedded_logs
 from hydra_trainer.errors import LaunchError
 from hydra_trainer.job import JobHandle, JobSpec, JobState
 from hydra_trainer.launchers.sagemaker import SagemakerLauncher
+from hydra_trainer.retry import Retry
 from hydra_trainer.sagemaker import account as accounts
 from hydra_trainer.sagemaker import follow, logs, many
 from hydra_trainer.sagemaker.account import Account, InUse

@@ -21,9 +21,9 @@ from botocore.loaders import Loader
 from botocore.model import ServiceModel
 from botocore.validate import ParamValidator
 
-from hydra_trainer.eks.shapes import shown
 from hydra_trainer.errors import ConfigError
 from hydra_trainer.instances import INSTANCES, Instance, instance
+from hydra_trainer.problems import shown
 from hydra_trainer.sagemaker import rules, shapes
 from hydra_trainer.sagemaker.images import (
     ACCOUNT,

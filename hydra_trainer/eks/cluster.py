@@ -8,11 +8,12 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from hydra_trainer.retry import Attempts, Retry, Trouble
+
 from . import marks
 from .connection import Connection, Request
 from .logs import QUIET, Log, Wanted
 from .refusals import Absent, AlreadyExists, ApiError, Call, Expired
-from .retry import Attempts, Retry, Trouble
 from .watch import MARGIN, Event, Object, Watch
 
 __all__ = ["AlreadyExists", "ApiError", "Cluster", "Retry", "resource_of"]

@@ -18,12 +18,12 @@ from weakref import WeakSet
 
 from hydra_trainer import __version__
 from hydra_trainer.errors import LaunchError
+from hydra_trainer.retry import TRANSIENT, Attempts, Retry, Trouble
 
 from . import kubeconfig
 from .channel import Broken, Reply, Route, Silent, Unreachable
 from .kubeconfig import Context
 from .refusals import Call, is_anonymous, refusal, status_of
-from .retry import TRANSIENT, Attempts, Retry, Trouble
 
 SILENCE = 60.0
 """Seconds without a byte of an answer: an API server gives up on a request after 60."""

@@ -9,21 +9,10 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from .shapes import (
-    Check,
-    Problem,
-    anything,
-    boolean,
-    fields,
-    integer,
-    items,
-    mapping,
-    number,
-    one_of,
-    shown,
-    text,
-)
-from .templates import dig, objects
+from hydra_trainer.problems import Problem, shown
+from hydra_trainer.trees import dig, objects
+
+from .shapes import Check, anything, boolean, fields, integer, items, mapping, number, one_of, text
 
 Object = dict[str, Any]
 

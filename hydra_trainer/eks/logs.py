@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+from hydra_trainer.retry import Trouble
+
 from .channel import Silent
 from .connection import Connection, Request
 from .refusals import ApiError
-from .retry import Trouble
 from .watch import Object, lines_of
 
 STAMP = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.\d+)?(Z|[+-]\d\d:\d\d) ?")

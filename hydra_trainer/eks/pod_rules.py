@@ -9,12 +9,13 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from hydra_trainer.credentials import credential, secret_variable
 from hydra_trainer.errors import did_you_mean
 from hydra_trainer.instances import INSTANCES, ML, Instance, instance
+from hydra_trainer.problems import Problem, entry, joined, shown, under
+from hydra_trainer.trees import dig, objects
 
-from .security import credential, secret_variable
-from .shapes import Problem, entry, joined, shown, under
-from .templates import Template, dig, objects
+from .templates import Template
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")

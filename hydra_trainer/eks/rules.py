@@ -8,6 +8,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hydra_trainer.credentials import credential
+from hydra_trainer.problems import Problem, entry, shown, under
+from hydra_trainer.trees import count, dig, objects
+
 from .pod_rules import (
     GPUS,
     SUBDOMAIN,
@@ -17,10 +21,10 @@ from .pod_rules import (
     template_problems,
     variable_problems,
 )
-from .security import credential, restricted_problems
-from .shapes import Problem, entry, one_of, shown, under
+from .security import restricted_problems
+from .shapes import one_of
 from .sweep import once
-from .templates import ANCESTOR, Template, count, dig, objects, step, templates
+from .templates import ANCESTOR, Template, step, templates
 from .webhooks import LABEL_LENGTH, POD_SUFFIX, webhook_problems
 
 __all__ = ["Problem", "restricted_problems", "rule_problems", "webhook_problems"]

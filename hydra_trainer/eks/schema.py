@@ -17,12 +17,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hydra_trainer.problems import NONE, Problem, under
+
 from .experiments import API as KATIB
 from .experiments import EXPERIMENT, TRIAL
 from .shapes import (
-    NONE,
     Check,
-    Problem,
     anything,
     boolean,
     either,
@@ -37,7 +37,6 @@ from .shapes import (
     one_of,
     quantity,
     text,
-    under,
 )
 from .sweep import once
 

@@ -4,65 +4,23 @@ A check takes a value and returns what is wrong with it. While all is right it b
 is why there are no paths on the way down: whoever finds a problem prefixes it on the way up.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from hydra_trainer.errors import did_you_mean
-
-
-class Problem(NamedTuple):
-    """Something that is wrong with a manifest, or (severity "warning") may be.
-
-    `path` is that of the field in the object, `spec.pytorchReplicaSpecs.Master.replicas`; `message`
-    begins as the API server's own do: "unknown field", "Invalid value: ...", "Required value: ...".
-    """
-
-    path: str
-    message: str
-    severity: str = "error"
-
+from hydra_trainer.problems import FEW, NONE, Problem, entry, shown, under
 
 Check = Callable[[Any], list[Problem]]
-
-NONE: list[Problem] = []
-"""What a check returns when nothing is wrong: never to be changed."""
-
-FEW = 12  # names that are all listed when one is unknown
 
 QUANTITY = re.compile(
     r"[+-]?(\d+(\.\d*)?|\.\d+)([KMGTPE]i|[numkMGTPE]|[eE][+-]?(\d+(\.\d*)?|\.\d+))?"
 )
 """https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
 
-IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
-
-
-def shown(value: Any) -> str:
-    """Return a value as it would be typed, shortened."""
-    if isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 80 else f"{text[:76]}..."
-
 
 def wrong(value: Any, what: str) -> list[Problem]:
     return [Problem("", f"Invalid value: {shown(value)}: must be {what}")]
-
-
-def under(step: str, found: Iterable[Problem]) -> list[Problem]:
-    """Return problems of a part as problems of the whole; `step` leads to the part."""
-    return [problem._replace(path=joined(step, problem.path)) for problem in found]
-
-
-def joined(step: str, path: str) -> str:
-    return step + (f".{path}" if step and path and not path.startswith("[") else path)
-
-
-def entry(path: str, key: str) -> str:
-    """Return the path of an entry of a map: `limits.memory`, `limits[nvidia.com/gpu]`."""
-    return joined(path, key if IDENTIFIER.fullmatch(key) else f"[{key}]")
 
 
 # ------------------------------------------------------------------------------- single values

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .shapes import Problem
-from .templates import dig
+from hydra_trainer.problems import Problem
+from hydra_trainer.trees import dig
 
 Judge = Callable[[dict[str, Any]], list[Problem]]
 

@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from hydra_trainer.retry import TRANSIENT, Trouble
+
 from .channel import Broken, Silent
 from .connection import Answer, Connection, Request, broken
 from .refusals import ApiError, Expired, refusal
-from .retry import TRANSIENT, Trouble
 
 Object = dict[str, Any]
 """What the API gives and takes, as plain JSON."""

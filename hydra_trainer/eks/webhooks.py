@@ -10,9 +10,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from hydra_trainer.problems import Problem, shown
+from hydra_trainer.trees import count, dig, objects
+
 from . import experiments
-from .shapes import Problem, shown
-from .templates import count, dig, objects, step
+from .templates import step
 
 DNS_1035 = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LABEL_LENGTH = 63

@@ -10,7 +10,7 @@ from typing import Any
 
 from hydra_trainer.eks.rules import webhook_problems
 from hydra_trainer.eks.schema import schema_problems
-from hydra_trainer.eks.templates import dig
+from hydra_trainer.trees import dig
 
 from . import refusals, trainer_webhook
 from .kinds import Kind

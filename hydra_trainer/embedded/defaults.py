@@ -7,7 +7,8 @@ https://kubernetes.io/docs/reference/kubernetes-api/workload-resources/pod-v1/
 from collections.abc import Callable
 from typing import Any
 
-from hydra_trainer.eks.templates import dig, objects, templates
+from hydra_trainer.eks.templates import templates
+from hydra_trainer.trees import dig, objects
 
 from .kinds import Kind
 

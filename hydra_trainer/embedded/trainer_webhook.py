@@ -8,7 +8,7 @@ eks/webhooks.py.
 from collections.abc import Iterator
 from typing import Any
 
-from hydra_trainer.eks.templates import count, dig, objects
+from hydra_trainer.trees import count, dig, objects
 
 from . import refusals
 from .refusals import ApiError

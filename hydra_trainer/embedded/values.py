@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from hydra_trainer.eks.templates import dig
+from hydra_trainer.trees import dig
 
 from . import refusals
 from .kinds import Kind

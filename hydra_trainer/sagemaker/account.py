@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from hydra_trainer.eks.retry import TRANSIENT, Attempts, Retry, Trouble
 from hydra_trainer.errors import Full, LaunchError
+from hydra_trainer.retry import TRANSIENT, Attempts, Retry, Trouble
 
 from .pace import Pace
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection, Generator, Iterator
 from datetime import datetime
 from typing import Any
 
-from hydra_trainer.eks.retry import Trouble
 from hydra_trainer.errors import LaunchError
 from hydra_trainer.job import JobState, JobStatus
+from hydra_trainer.retry import Trouble
 
 from . import state
 from .account import Account

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from hydra_trainer.eks.security import credential, secret_variable
-from hydra_trainer.eks.shapes import Problem, joined, shown, under
-from hydra_trainer.eks.templates import count, dig, objects
+from hydra_trainer.credentials import credential, secret_variable
 from hydra_trainer.errors import did_you_mean
 from hydra_trainer.instances import ML
+from hydra_trainer.problems import Problem, joined, shown, under
+from hydra_trainer.trees import count, dig, objects
 
 from .images import framework_of
 

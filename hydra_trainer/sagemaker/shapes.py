@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from hydra_trainer.eks.shapes import FEW, NONE, Problem, shown, under
 from hydra_trainer.errors import did_you_mean
 from hydra_trainer.instances import ML
+from hydra_trainer.problems import FEW, NONE, Problem, shown, under
 
 __all__ = ["Problem", "shape_problems"]
 
