@@ -21,8 +21,8 @@ import yaml
 
 from hydra_trainer import embedded
 from hydra_trainer.embedded import Embedded, kubeconfig, protobuf
-from hydra_trainer.embedded.__main__ import _leave
 from hydra_trainer.embedded.faults import Fault
+from hydra_trainer.embedded.foreground import leave
 from hydra_trainer.embedded.home import START_LOCK, hold
 from hydra_trainer.embedded.podlogs import log_file
 from hydra_trainer.embedded.store import Store
@@ -1468,9 +1468,9 @@ def test_it_ends_when_there_is_nothing_to_do(tmp_path: Path) -> None:
 def test_it_does_not_leave_while_somebody_starts_it(tmp_path: Path) -> None:
     with Embedded(tmp_path, controllers=False) as cluster:
         with hold(tmp_path / START_LOCK, wait=True):
-            assert not _leave(cluster, -1)
+            assert not leave(cluster, -1)
             assert Client(cluster.kubeconfig).get(PODS).code == 200
-        assert _leave(cluster, -1)
+        assert leave(cluster, -1)
         with pytest.raises(ConnectionRefusedError):
             Client(cluster.kubeconfig).get(PODS)
 

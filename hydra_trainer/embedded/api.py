@@ -15,7 +15,7 @@ from .reading import Reading, error_line
 from .refusals import ApiError, bad_request, too_old
 from .routes import Target, is_watch, target, verb
 from .store import Store
-from .wire import Request, Response
+from .wire import Broken, Request, Response
 from .writing import Writing, no_part
 
 TOKEN_PREFIX = "/as/"
@@ -24,10 +24,6 @@ TOKEN_PREFIX = "/as/"
 
 LOOK = 0.1
 """Seconds between two looks whether a client that is told nothing has gone."""
-
-
-class Broken(Exception):
-    """The connection is to be broken off."""
 
 
 class Api:

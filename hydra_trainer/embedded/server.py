@@ -1,32 +1,26 @@
-"""The server: connections on loopback, one thread for each."""
+"""The server of a cluster."""
 
-import contextlib
 import json
-import socket
 import sys
-import threading
-import time
 import traceback
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from .access import Access
-from .api import TOKEN_PREFIX, Api, Broken
+from .api import TOKEN_PREFIX, Api
 from .faults import Faults
 from .kubeconfig import Entry
+from .listening import LOOPBACK, Listening
 from .refusals import ApiError
 from .store import Store
-from .wire import Malformed, Request, Response, Wire
-
-LOOPBACK = "127.0.0.1"
+from .wire import Broken, Malformed, Request, Response, Wire
 
 COMPRESS_FROM = 128 << 10
 """Bytes of an answer that is compressed for clients that accept it, as a real API server does."""
 
 
-class Server:
-    """Serves a store. `start` before use, `stop` after.
+class Server(Listening):
+    """Serves a store, which stays open when it stops.
 
     Args:
         home: the folder with the tokens and the logs.
@@ -42,92 +36,21 @@ class Server:
         port: int = 0,
         absent: frozenset[str] = frozenset(),
     ) -> None:
+        super().__init__(port)
         self.store = store
         self.faults = Faults()
         self.access = Access(store, home / "tokens.json")
-        self._ending = threading.Event()
         self._api = Api(store, self.access, self.faults, home, absent, self._ending)
-        self._listener = _listener(port)
-        self._lock = threading.Lock()
-        self._wires: set[Wire] = set()
-        self._busy = 0
-        self.on_stop: Callable[[], None] = lambda: None
-        """What to do when somebody asks for the end of the process."""
-        self._last = time.monotonic()
-
-    @property
-    def port(self) -> int:
-        return int(self._listener.getsockname()[1])
 
     def entry(self, token: str | None = None) -> Entry:
         """Return what a kubeconfig says of this server, for the owner or who has a token."""
         token = token or self.access.owner()
         return Entry(f"http://{LOOPBACK}:{self.port}{TOKEN_PREFIX}{token}", token)
 
-    def start(self) -> None:
-        threading.Thread(target=self._accept, name="embedded-accept", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop listening and break off what is going on. The store stays open."""
-        self._ending.set()
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        with self._lock:
-            for wire in self._wires:
-                wire.end()
-
-    def idle(self) -> float:
-        """Return the seconds since somebody asked for something; 0 while a request is served."""
-        with self._lock:
-            return 0.0 if self._busy else time.monotonic() - self._last
-
-    def _accept(self) -> None:
-        while not self._ending.is_set():
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:  # stopped, or too many open files for now
-                self._ending.wait(0.05)
-                continue
-            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        wire = Wire(connection)
-        with self._lock:
-            self._wires.add(wire)
-        try:
-            while not self._ending.is_set() and self._exchange(wire):
-                pass
-        except Broken:
-            wire.reset()
-        except Malformed as error:
-            with contextlib.suppress(OSError):
-                wire.write(_refusal(error), keep=False)
-                wire.hear_out()
-        except OSError:
-            pass  # the client has gone
-        finally:
-            with self._lock:
-                self._wires.discard(wire)
-            wire.close()
-
-    def _exchange(self, wire: Wire) -> bool:
-        """Answer one request; return whether there may be another one."""
-        request = wire.read()
-        if request is None:
-            return False
-        with self._lock:
-            self._busy += 1
-        try:
-            response = self._answer(wire, request)
-            wire.write(_compressed(request, response), keep=request.is_persistent)
-        finally:
-            with self._lock:
-                self._busy -= 1
-                self._last = time.monotonic()
-        return request.is_persistent
-
     def _answer(self, wire: Wire, request: Request) -> Response:
+        return _compressed(request, self._plain(wire, request))
+
+    def _plain(self, wire: Wire, request: Request) -> Response:
         try:
             response = self._api.answer(request, wire.is_alive)
             if request.path.endswith("/embedded/stop") and response.code == 200:
@@ -141,22 +64,12 @@ class Server:
             status = ApiError(500, "InternalError", text).status()
             return Response(json.dumps(status).encode(), 500)
 
-
-def _listener(port: int) -> socket.socket:
-    try:
-        return socket.create_server((LOOPBACK, port), backlog=512)
-    except OSError:
-        if not port:
-            raise
-        return socket.create_server((LOOPBACK, 0), backlog=512)
-
-
-def _refusal(error: Malformed) -> Response:
-    """Return the answer to what could not be read: a Status if it was HTTP, and only too long."""
-    if error.code != 413:
-        return Response(str(error).encode(), error.code, "text/plain")
-    status = ApiError(413, "RequestEntityTooLarge", str(error)).status()
-    return Response(json.dumps(status).encode(), 413)
+    def _refusal(self, error: Malformed) -> Response:
+        """Return a Status if it was HTTP, and only too long."""
+        if error.code != 413:
+            return super()._refusal(error)
+        status = ApiError(413, "RequestEntityTooLarge", str(error)).status()
+        return Response(json.dumps(status).encode(), 413)
 
 
 def _compressed(request: Request, response: Response) -> Response:

@@ -39,6 +39,10 @@ class Malformed(Exception):
         self.code = code
 
 
+class Broken(Exception):
+    """The connection is to be broken off."""
+
+
 @dataclass(frozen=True)
 class Request:
     """`path` is decoded, `headers` are in lower case, `query` has the last value of each key."""

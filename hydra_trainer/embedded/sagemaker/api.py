@@ -7,7 +7,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from hydra_trainer.embedded.wire import Request, Response
+from hydra_trainer.embedded.wire import Broken, Request, Response
 
 from . import protocols, s3
 from .faults import Fault, Faults
@@ -17,10 +17,6 @@ from .refusals import AwsError, unknown_operation
 
 OWN = "/embedded/"
 """What the paths of the service's own requests begin with; no bucket has that name."""
-
-
-class Broken(Exception):
-    """The connection is to be broken off."""
 
 
 class Api:

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from hydra_trainer.embedded.home import LOCK, hold
+from hydra_trainer.embedded.listening import LOOPBACK
 from hydra_trainer.embedded.wire import Request
 
 from .api import Api
@@ -19,7 +20,7 @@ from .others import Others
 from .refusals import AwsError
 from .runs import Runs
 from .s3 import S3
-from .server import LOOPBACK, Server
+from .server import Server
 from .settings import ACCOUNT, GRACE, Delays, Settings
 from .training import Training
 from .tuning import Tuning
@@ -85,8 +86,6 @@ class Service:
             "account": account,
         }
         self._wait = wait
-        self.on_stop: Callable[[], None] = lambda: None
-        """What to do when somebody asks for the end of the process."""
 
     def __enter__(self) -> "Service":
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -133,6 +132,11 @@ class Service:
         self.tuning.close()
         self.runs.close()
         self._lock.close()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a job runs, or a tuner has jobs to start."""
+        return self.runs.is_working or self.tuning.is_working
 
     @property
     def calls(self) -> Counter[tuple[str, str]]:
@@ -198,7 +202,7 @@ class Service:
 
     def _stop(self, request: Request) -> object:
         if request.method == "POST":
-            self.on_stop()
+            self.server.on_stop()
         return {}
 
 
