@@ -1165,6 +1165,13 @@ def test_all_stays_when_a_service_ends(make: Callable[..., Aws], tmp_path: Path)
     assert "Restarting" in passed(retried)
 
 
+def test_buckets_are_listed_as_the_aws_command_line_reads_them(aws: Aws) -> None:
+    aws.s3.create_bucket(Bucket="another")
+    found = aws.s3.list_buckets()["Buckets"]
+    assert {"another", "bucket"} <= {one["Name"] for one in found}
+    assert all(one["CreationDate"].year >= 2026 for one in found)
+
+
 def test_a_home_has_one_service(make: Callable[..., Aws], tmp_path: Path) -> None:
     make()
     with pytest.raises(BlockingIOError), Service(tmp_path / "home"):

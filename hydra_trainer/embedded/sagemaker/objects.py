@@ -74,9 +74,10 @@ class Objects:
             self._index(bucket).unlink()
             shutil.rmtree(self.folder / bucket)
 
-    def buckets(self) -> list[str]:
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return their names, and the times of their folders."""
         with self._lock:
-            return sorted(self._buckets)
+            return [(name, (self.folder / name).stat().st_mtime) for name in sorted(self._buckets)]
 
     def exists(self, bucket: str) -> bool:
         return bucket in self._buckets

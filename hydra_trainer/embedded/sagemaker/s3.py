@@ -122,9 +122,12 @@ class S3:
     # ------------------------------------------------------------------------------------ buckets
 
     def _list_buckets(self, request: Request, bucket: str, key: str) -> Response:
-        names = [{"Bucket": {"Name": name}} for name in self.objects.buckets()]
+        found = [
+            {"Bucket": {"Name": name, "CreationDate": _iso(made)}}
+            for name, made in self.objects.buckets()
+        ]
         inside = (
-            xml({"Owner": {"ID": "embedded"}}) + f"<Buckets>{''.join(map(xml, names))}</Buckets>"
+            xml({"Owner": {"ID": "embedded"}}) + f"<Buckets>{''.join(map(xml, found))}</Buckets>"
         )
         return _document("ListAllMyBucketsResult", inside)
 
