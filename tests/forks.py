@@ -113,6 +113,10 @@ def _forget() -> None:
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):
             signal.signal(number, signal.SIG_DFL)
+    # torch sets its own handler of SIGCHLD once, with the first loader that has workers.
+    from torch.utils.data._utils import signal_handling
+
+    signal_handling._SIGCHLD_handler_set = False
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Popen has undone what Python does at first
         signal.signal(number, signal.SIG_IGN)

@@ -557,7 +557,8 @@ def test_the_end_of_the_listener_ends_all_connections(crowd: Crowd) -> None:
         crowd.wait(changes, "b PENDING")  # so the watches are there
         new = {*threading.enumerate()} - before
         threads = [one for one in new if one.name.startswith("eks-")]
-        assert len(threads) == 3
+        # One that looks for jobs, or reads a log, may be there as well.
+        assert {one.name for one in threads} >= {"eks-pods", "eks-pytorchjobs.kubeflow.org/v1"}
     for thread in threads:
         thread.join(20)
         assert not thread.is_alive(), thread
