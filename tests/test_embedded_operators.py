@@ -322,7 +322,7 @@ def test_the_deadline_is_seen_at_the_next_event(world: World) -> None:
     failed = find(job["status"]["conditions"], "Failed") or {}
     assert failed["message"].endswith("it was active longer than specified deadline")
     later = world.create(pytorchjob("later", FOREVER, run={"activeDeadlineSeconds": 600}))
-    world.wait(lambda: world.get("pods", "later-master-0"))  # else both would make it
+    later = world.ended(JOBS, "later", "Running")  # else both would make its pod
     assert PyTorchJobs(world.store, Family(world.store)).reconcile(later) is None
 
 
