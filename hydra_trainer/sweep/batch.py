@@ -1,10 +1,11 @@
 """Between Hydra and a sweep: from what Hydra's sweepers hand over to jobs, and back to values."""
 
 import contextlib
+import functools
 import gc
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,25 +38,13 @@ def source(job_overrides: Sequence[Sequence[str]], first: int) -> Listed:
     words = [dict(word.partition("=")[::2] for word in job) for job in job_overrides]
     keys = dict.fromkeys(key for job in words for key in job)
     varied = [key for key in keys if len({job.get(key) for job in words}) > 1]
-    read = _Reader()
+    read = functools.cache(_value)
     return Listed(
         [
             Asked(first + index, job, {key: read(found[key]) for key in varied if key in found})
             for index, (job, found) in enumerate(zip(job_overrides, words, strict=True))
         ]
     )
-
-
-class _Reader:
-    """Reads the values of overrides, each once."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, Any] = {}
-
-    def __call__(self, text: str) -> Any:
-        if text not in self._known:
-            self._known[text] = _value(text)
-        return self._known[text]
 
 
 def _value(text: str) -> Any:
@@ -75,21 +64,21 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
         ConfigError: a job is wrong, or the sweep is; nothing was sent.
         HydraTrainerError, SystemExit: see running.run.
     """
-    limits = _limits(hydra_launcher.max_concurrent)
+    limit = _limit(hydra_launcher.max_concurrent)
     if not gc.get_freeze_count():  # as in app.run: else a thousand configurations stay in memory
         gc.freeze()
     gc.enable()
     composer = composing.Composer(hydra_launcher.hydra_context.config_loader, hydra_launcher.config)
     voice = launcher.Once()
     with launcher.speaking_through(voice):
-        return _run(jobs, hydra_launcher, composer, limits, voice)
+        return _run(jobs, hydra_launcher, composer, limit, voice)
 
 
 def _run(
     jobs: Source,
     hydra_launcher: HydraLauncher,
     composer: composing.Composer,
-    limits: "_Limits",
+    limit: "Limit",
     voice: launcher.Once,
 ) -> dict[int, Row]:
     directory = hydra_launcher.directory
@@ -113,11 +102,11 @@ def _run(
         sys.exit(running.check(planned.values()))
     if any(_debugging(one) for one in planned.values()):
         return _one_after_another(jobs, planned, hydra_launcher)
-    _share_cores(limits.get("local"))
+    _share_cores(limit("local"))
     header = _header(hydra_launcher, jobs.sweeper)
     with Journal(directory) as journal:
         known = planned if jobs.ahead else {}
-        return running.run(jobs, known, plan, journal, header, done, limits.get, voice)
+        return running.run(jobs, known, plan, journal, header, done, limit, voice)
 
 
 def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer) -> dict[int, int]:
@@ -175,27 +164,21 @@ def _header(hydra_launcher: HydraLauncher, sweeper: str) -> dict[str, Any]:
     }
 
 
-class _Limits:
-    """How many jobs a launcher may have in flight, by its scheme; None: nobody said."""
-
-    def __init__(self, given: Any) -> None:
-        self._given = given
-
-    def get(self, scheme: str) -> int | None:
-        found = self._given.get(scheme) if isinstance(self._given, Mapping) else self._given
-        return None if found is None else int(found)
+Limit = Callable[[str], int | None]
+"""How many jobs a launcher may have in flight, by its scheme; None: nobody said."""
 
 
-def _limits(given: Any) -> _Limits:
+def _limit(given: Any) -> Limit:
     """Raises ConfigError when hydra.launcher.max_concurrent makes no sense."""
-    values = given.values() if isinstance(given, Mapping) else [given]
+    each = isinstance(given, Mapping)
+    values = given.values() if each else [given]
     if any(v is not None and (not isinstance(v, int) or v < 1) for v in values):
         raise ConfigError(
             f"hydra.launcher.max_concurrent is {given}, but must be a whole number of at least 1, "
             "or one for each launcher. Type hydra.launcher.max_concurrent=8 or "
             "'hydra.launcher.max_concurrent={local: 1, eks: 8}'."
         )
-    return _Limits(given)
+    return lambda scheme: given.get(scheme) if each else given
 
 
 def _share_cores(jobs: int | None) -> None:
