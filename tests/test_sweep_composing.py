@@ -436,6 +436,8 @@ def test_jobs_of_one_kind_have_one_basis(small: Sweep, monkeypatch: pytest.Monke
         "needed=a${now:%Y}",
         "model._target_=m.X",
         "nope=[",
+        "++again=yes",
+        "++launcher.again=true",
     ],
 )
 def test_what_its_words_alone_do_not_tell_has_no_basis(small: Sweep, word: str) -> None:

@@ -111,7 +111,7 @@ def _run(
 
 def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer) -> dict[int, int]:
     """Return the rows of jobs that an earlier sitting saw end, by number: as in its journal, with
-    the same overrides, files and code, and not to be run anew."""
+    the same overrides, files and code."""
     if not (directory / FILE).exists():
         return {}
     rows = read(directory).rows.values()
@@ -120,12 +120,11 @@ def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer
         for row in rows
         if row.basis and row.state.ended and not worth_another_try(row)
     }
-    anew = {"again=true", "launcher.again=true", "again=True", "launcher.again=True"}
     found = {}
     for one in asked:
         basis = composer.basis(one.overrides) if ended else None
         row = ended.get((tuple(one.overrides), basis)) if basis else None
-        if row is not None and not anew.intersection(one.overrides):
+        if row is not None:
             found[one.number] = row
     return found
 

@@ -35,6 +35,10 @@ NOT_ALONE = re.compile(r"_target_|\$\{(?!mount:|run:)[^}]*:")
 """In an override: what follows from other files, from the environment or the clock, too."""
 
 
+NOT_KNOWN = re.compile(r"[+~]*(hydra|(launcher\.)?again\b)")
+"""Overrides of Hydra itself, and those by which a job is to run anew."""
+
+
 class Composer:
     """Composes the jobs of a sweep: what `config_loader.load_sweep_config` returns, faster.
 
@@ -67,20 +71,23 @@ class Composer:
         """Return a digest of all that a job's identity follows from, but for its overrides.
 
         Jobs of equal overrides and basis are the same job: the files that Hydra composed, the
-        environment that they name, and the code. None where only composing the job can tell.
+        environment that they name, and the code. None where only composing the job can tell, and
+        for a job that is to run anew: that it was known before says nothing.
         """
         words = list(overrides)
-        if any(word.lstrip("+~").startswith("hydra") or NOT_ALONE.search(word) for word in words):
+        if any(NOT_KNOWN.match(word) or NOT_ALONE.search(word) for word in words):
             return None
         try:
             return self._basis(tuple(w for w in words if not self._is_value(self._form(w), words)))
         except Exception:
             return None  # composing it will tell what is wrong
 
-    def _digest_kind(self, kind: tuple[str, ...]) -> str:
+    def _digest_kind(self, kind: tuple[str, ...]) -> str | None:
         cfg: DictConfig = pickle.loads(self._base(kind))
         with _current(cfg):
             plain = config.resolve(cfg)
+        if config.get(plain, "again") or config.get(plain, "launcher.again"):
+            return None
         code = config.to_job(plain, Path()).code.digest
         return config.digest({"config": plain, "code": code, "version": __version__})
 
