@@ -17,7 +17,7 @@ test: check
 check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy hydra_trainer launchers models tests benchmarks
+	$(BIN)/mypy --num-workers 2 hydra_trainer launchers models tests benchmarks
 
 soak: $(VENV)/installed
 	$(BIN)/python -m pytest -m soak $(ARGS)
@@ -26,11 +26,12 @@ bench: $(VENV)/installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # torch first and by its exact version: a resolver that meets it inside another package's range may
-# take another build of it.
+# take another build of it. Python compiles what it imports; pip would compile all, for a minute.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
 $(VENV)/installed: constraints.txt pyproject.toml setup.cfg
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(PIP) $$(grep '^torch==' constraints.txt)
+	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
 clean:
