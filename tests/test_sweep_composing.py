@@ -436,12 +436,29 @@ def test_jobs_of_one_kind_have_one_basis(small: Sweep, monkeypatch: pytest.Monke
         "needed=a${now:%Y}",
         "model._target_=m.X",
         "nope=[",
-        "++again=yes",
+        "+again=yes",
         "++launcher.again=true",
     ],
 )
-def test_what_its_words_alone_do_not_tell_has_no_basis(small: Sweep, word: str) -> None:
+def test_what_its_words_alone_do_not_tell_has_no_basis(
+    small: Sweep, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_code(monkeypatch, "code")
+    assert small.composer.basis(["number=1"]) is not None
     assert small.composer.basis(["number=1", word]) is None
+
+
+@pytest.mark.parametrize("more", ["again: true", "launcher: {again: true}"])
+def test_what_a_file_says_is_to_run_anew_has_no_basis(
+    small: Sweep, more: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_code(monkeypatch, "code")
+    file = small.folder / "model/mlp.yaml"
+    file.write_text(f"# @package _global_\n{more}\n")
+    composer = Composer(cast(ConfigLoader, small.loader), small.master)
+    assert composer.basis(["number=1"]) is None
+    file.write_text(FILES["model/mlp.yaml"])
+    assert Composer(cast(ConfigLoader, small.loader), small.master).basis(["number=1"])
 
 
 def test_the_basis_follows_files_environment_and_code(
