@@ -109,6 +109,7 @@ def draw(directory: Path, title: str) -> Path | None:
     if not (directory / FILE).exists():
         return None
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     series = read(directory / FILE)
     shown = {n: s for n, s in series.items() if "/" in n and not n.startswith("test/")}
@@ -117,7 +118,12 @@ def draw(directory: Path, title: str) -> Path | None:
     panels = [(label, group) for label, group in (("loss", losses), ("metric", others)) if group]
     if not panels:
         return None
-    figure = Figure(figsize=(5.6 * len(panels), 3.8), layout="constrained")
+    width = 5.6 * len(panels)
+    figure = Figure(figsize=(width, 3.8))
+    # Margins in inches. A layout engine would find them in as long as the drawing takes.
+    figure.subplots_adjust(
+        left=0.75 / width, right=1 - 0.35 / width, bottom=0.14, top=0.88, wspace=0.22
+    )
     figure.suptitle(title, fontsize=11)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (label, group) in zip(axes, panels, strict=True):
@@ -129,6 +135,9 @@ def draw(directory: Path, title: str) -> Path | None:
         positive = all(value > 0 for _, values in group.values() for value in values)
         if label == "loss" and positive:
             axis.set_yscale("log")
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set(xlabel="step", ylabel=label)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
