@@ -19,7 +19,6 @@ This module knows files and tensors. When to save, and what, is in callbacks.py.
 import contextlib
 import copy
 import errno
-import hashlib
 import io
 import json
 import logging
@@ -36,6 +35,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+import xxhash
 from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
@@ -74,7 +74,7 @@ class Checkpoint:
         """Return the checkpoint in a folder; None where none was committed."""
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
-            digest = manifest.pop("blake2b")
+            digest = manifest.pop("xxh3")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -111,7 +111,7 @@ class Checkpoint:
                 size = (self.path / name).stat().st_size
                 if size != wanted["size"]:
                     return f"{name} has {size} bytes instead of {wanted['size']}"
-                if digests and digest_of(self.path / name) != wanted["blake2b"]:
+                if digests and digest_of(self.path / name) != wanted["xxh3"]:
                     return f"{name} has another checksum than when it was saved"
             except FileNotFoundError:
                 return f"{name} is missing"
@@ -215,7 +215,7 @@ class Store:
     def commit(self, folder: Path, meta: dict[str, Any], files: dict[str, dict[str, Any]]) -> None:
         """Write the manifest: from here on the folder is a checkpoint."""
         manifest = {**meta, "files": files}
-        text = json.dumps({**manifest, "blake2b": _seal(manifest)}, indent=1)
+        text = json.dumps({**manifest, "xxh3": _seal(manifest)}, indent=1)
         # First the folder's own name is made durable, then what makes it a checkpoint.
         sync_folder(self.root)
         write_atomically(folder / MANIFEST, lambda file: file.write(text.encode()))
@@ -255,7 +255,7 @@ def _age(folder: Path) -> tuple[int, int]:
 def _seal(manifest: dict[str, Any]) -> str:
     """Return the digest of what a manifest says, however it is laid out."""
     text = json.dumps(manifest, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+    return xxhash.xxh3_128_hexdigest(text.encode())
 
 
 class _Hashing(io.RawIOBase):
@@ -263,7 +263,7 @@ class _Hashing(io.RawIOBase):
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self.digest = hashlib.blake2b(digest_size=16)
+        self.digest = xxhash.xxh3_128()
         self.size = 0
         self.error: OSError | None = None
 
@@ -295,7 +295,7 @@ class _Hashing(io.RawIOBase):
 
     def facts(self) -> dict[str, Any]:
         """Return what a manifest says of the file: its size in bytes and its digest."""
-        return {"size": self.size, "blake2b": self.digest.hexdigest()}
+        return {"size": self.size, "xxh3": self.digest.hexdigest()}
 
 
 @contextlib.contextmanager
@@ -314,8 +314,8 @@ def digesting(file: BinaryIO) -> Iterator[_Hashing]:
 
 
 def digest_of(path: Path) -> str:
-    """Return the BLAKE2b digest of a file, 16 bytes as 32 hex characters."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Return the xxh3_128 digest of a file, 16 bytes as 32 hex characters."""
+    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):
             digest.update(block)

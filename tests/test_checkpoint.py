@@ -635,7 +635,7 @@ def test_a_pickle_in_the_place_of_a_state_is_not_executed(
     folder = store.clean(store.folder(1, "mid"))
     write({"state_dict": {}, "evil": Evil(marker)}, folder / STATE)
     digest, size = checkpoint.digest_of(folder / STATE), (folder / STATE).stat().st_size
-    store.commit(folder, {"step": 1}, {STATE: {"size": size, "blake2b": digest}})
+    store.commit(folder, {"step": 1}, {STATE: {"size": size, "xxh3": digest}})
     latest = store.latest()
     assert latest is not None
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
