@@ -19,6 +19,7 @@ VERBS = {
     "list": "list the jobs that were started from here",
     "diff": "say what differs between two jobs, and whether it could change the training",
     "sweep": "look at a sweep, stop it, or run its failed jobs again: sweep status DIR",
+    "data": "pack data for training, look at them, measure where they lie: data pack SOURCE DEST",
     "storage": "find the file system behind a claim of a cluster: storage resolve --claim NAME",
 }
 
@@ -43,6 +44,10 @@ def verb(name: str, words: Sequence[str]) -> int:
             from .sweep.commands import main as sweep
 
             return sweep(list(words))
+        if name == "data":
+            from .shards.commands import main as data
+
+            return data(list(words))
         options = _parser(name).parse_args(words)
         code: int = globals()[f"_{name}"](options)
     except HydraTrainerError as error:
