@@ -4,6 +4,10 @@ HydraTrainerError
 ├── ConfigError        the configuration is wrong; nothing was started (exit code 2)
 ├── DataError          the data are missing, empty or damaged
 ├── CheckpointError    a checkpoint cannot be written, read, or belongs to something else
+├── StorageError       S3 did not do what was asked; an OSError, too
+│   ├── Gone           there is no such object
+│   ├── Exists         there is one already, and there was to be none
+│   └── Changed        the object is not the one that was meant
 ├── LaunchError        a job cannot be started, found or stopped
 │   └── Full           the place takes no more jobs now
 ├── JobFailed          a job ended, and not well; it holds the job's exit code
@@ -35,6 +39,22 @@ class DataError(HydraTrainerError):
 
 class CheckpointError(HydraTrainerError):
     """A checkpoint cannot be written, cannot be read, or is another model's."""
+
+
+class StorageError(HydraTrainerError, OSError):
+    """S3 did not do what was asked. The message names action and object, and says what to do."""
+
+
+class Gone(StorageError):
+    """There is no such object."""
+
+
+class Exists(StorageError):
+    """There is such an object already, and it was to be written only if there is none."""
+
+
+class Changed(StorageError):
+    """The object is not the one that was meant: its ETag is another one."""
 
 
 class LaunchError(HydraTrainerError):

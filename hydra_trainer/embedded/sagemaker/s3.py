@@ -69,6 +69,10 @@ BUCKET_PARTS = {
 }
 
 
+OF_BUCKETS = ("CreateBucket", "HeadBucket", "DeleteBucket")
+"""What is asked of a bucket itself, which must not be made by that."""
+
+
 @dataclass
 class Upload:
     """One in parts, by their numbers: a file and its ETag."""
@@ -81,10 +85,17 @@ class Upload:
 
 
 class S3:
-    """Answers the requests."""
+    """Answers the requests.
 
-    def __init__(self, objects: Objects, folder: Path) -> None:
+    Args:
+        objects: all that there are.
+        folder: for the parts of uploads.
+        make_buckets: whether a bucket is made when an object of it is asked for, or a list.
+    """
+
+    def __init__(self, objects: Objects, folder: Path, *, make_buckets: bool = False) -> None:
         self.objects = objects
+        self._makes_buckets = make_buckets
         self._folder = folder
         shutil.rmtree(folder, ignore_errors=True)  # nobody goes on with an upload of another time
         folder.mkdir(parents=True)
@@ -117,7 +128,10 @@ class S3:
         if call.operation not in self._operations:
             text = "A header you provided implies functionality that is not implemented."
             raise AwsError("NotImplemented", text, 501)
-        return self._operations[call.operation](call.request, *_target(call.request))
+        bucket, key = _target(call.request)
+        if self._makes_buckets and bucket and call.operation not in OF_BUCKETS:
+            self.objects.make(bucket)
+        return self._operations[call.operation](call.request, bucket, key)
 
     # ------------------------------------------------------------------------------------ buckets
 
@@ -222,7 +236,7 @@ class S3:
         for name, value in stored.headers.items():
             if not name.startswith(CHECKSUM) or (with_checksum and size == stored.size):
                 headers[name] = value
-        is_part = "range" in request.headers and (start, size) != (0, stored.size)
+        is_part = _ranged(request) is not None  # also of all of it, as S3 does
         if is_part:
             headers["Content-Range"] = f"bytes {start}-{start + size - 1}/{stored.size}"
         if request.method == "HEAD":
@@ -451,8 +465,8 @@ RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 def _range(request: Request, stored: Stored) -> tuple[int, int]:
     """Return where what is wanted begins, and its size."""
-    match = RANGE.fullmatch(request.headers.get("range", ""))
-    if not match or match[0] == "bytes=-":
+    match = _ranged(request)
+    if match is None:
         return 0, stored.size
     first, last = match.groups()
     if not first:
@@ -462,6 +476,12 @@ def _range(request: Request, stored: Stored) -> tuple[int, int]:
     if start >= stored.size or start > end:
         raise AwsError("InvalidRange", "The requested range is not satisfiable", 416)
     return start, end - start + 1
+
+
+def _ranged(request: Request) -> re.Match[str] | None:
+    """Return the range that is asked for; None without one, or with one that cannot be read."""
+    match = RANGE.fullmatch(request.headers.get("range", ""))
+    return match if match and match[0] != "bytes=-" else None
 
 
 def _rows(found: list[Stored], prefix: str, delimiter: str) -> list[tuple[str, Stored | None]]:
