@@ -15,6 +15,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import (
     DataLoader,
@@ -49,16 +50,51 @@ def mix(*words: int) -> int:
     return state
 
 
+class Place(NamedTuple):
+    """Where one process's share of a batch stands in its pass: enough to tell which come next."""
+
+    seed: int
+    epoch: int
+    shuffle: bool
+    low: int
+    """The position of the whole batch's first sample."""
+    batch_size: int
+    size: int
+    """Samples of a whole pass."""
+    rank: int
+    world_size: int
+    train: bool
+    """Whether the pass after this one is the next epoch; else it is the same again."""
+
+    def share(self) -> tuple[int, int]:
+        """Return the first position of this process's share, and the one after its last."""
+        return _share(self.low, min(self.low + self.batch_size, self.size), *self[6:8])
+
+    def after(self, batches: int) -> "Place | None":
+        """Return the place so many batches later; None when this pass ends before."""
+        later = self._replace(low=self.low + batches * self.batch_size)
+        first, last = later.share()
+        return later if first < last else None
+
+    def next_pass(self) -> "Place":
+        """Return where the pass after this one begins."""
+        return self._replace(epoch=self.epoch + self.train, low=0)
+
+
 class Indices(list[int]):
     """The sample indices of one process's share of a batch, and the epoch that they are drawn in.
 
     A dataset whose augmentation is a function of (seed, epoch, index) reads `epoch` here; it
-    travels with the indices to loader workers, which know of no epoch otherwise.
+    travels with the indices to loader workers, which know of no epoch otherwise. `place` is there
+    for a dataset that has an order of its own.
     """
 
-    def __init__(self, values: Iterable[int] = (), epoch: int = 0) -> None:
+    def __init__(
+        self, values: Iterable[int] = (), epoch: int = 0, place: Place | None = None
+    ) -> None:
         super().__init__(values)
         self.epoch = epoch
+        self.place = place
 
 
 def epoch_of(indices: list[int]) -> int:
@@ -66,12 +102,22 @@ def epoch_of(indices: list[int]) -> int:
     return getattr(indices, "epoch", 0)
 
 
+Order = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+"""Gives the samples at these positions of an epoch; over all positions, each sample once."""
+
+MakeOrder = Callable[[int, int, bool], Order]
+"""A dataset's `epoch_order(seed, epoch, shuffle)`: equal on all processes, however many."""
+
+AT_ONCE = 4096  # positions that an Order is asked for together
+
+
 class BatchSampler(Sampler[Indices]):
     """Batches of one process, from a position that any number of processes can take up again.
 
     `batch_size` counts the samples of one step over all `world_size` processes. An epoch's order
-    is torch.randperm from (seed, epoch), cut into global batches; process `rank` takes its
-    contiguous share of each, so all processes have the same number of batches.
+    is torch.randperm from (seed, epoch), or what `order` makes of them, cut into global batches;
+    process `rank` takes its contiguous share of each, so all processes have the same number of
+    batches. With `order` a share is sorted, so that what lies together is read together.
 
     With `drop_last` the samples after the last whole batch are left out. Without, they form a last
     batch of their own, or join the one before when they are fewer than the processes: every
@@ -94,6 +140,7 @@ class BatchSampler(Sampler[Indices]):
         shuffle: bool = True,
         drop_last: bool = True,
         train: bool = True,
+        order: MakeOrder | None = None,
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         _check_size(size, world_size, train)
@@ -107,6 +154,7 @@ class BatchSampler(Sampler[Indices]):
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.train = train
+        self.order = order
         self.epoch = 0
         self.consumed = 0
         self._begun: int | None = None  # the epoch of the last iterator that was used
@@ -179,14 +227,30 @@ class BatchSampler(Sampler[Indices]):
         iterators for its first pass and uses one.
         """
         epoch, begin = self._begin() if self.train else (0, 0)
-        order = self._order(epoch)
         count = self._batches_in(self.size - begin)
+        if self.order is not None:
+            yield from self._ordered(
+                self.order(self.seed, epoch, self.shuffle), epoch, begin, count
+            )
+            return
+        drawn = self._order(epoch)
         for number in range(count):
-            low = begin + number * self.batch_size
-            high = low + self.batch_size
-            if number == count - 1 and not self.drop_last:
-                high = self.size
-            yield Indices(order(*self._share(low, high)), epoch)
+            low, high = self._batch(begin, number, count)
+            yield Indices(drawn(*_share(low, high, self.rank, self.world_size)), epoch)
+
+    def _ordered(self, order: Order, epoch: int, begin: int, count: int) -> Iterator[Indices]:
+        facts = (self.batch_size, self.size, self.rank, self.world_size, self.train)
+        block = max(1, AT_ONCE * self.world_size // self.batch_size)
+        for first in range(0, count, block):
+            batches = [
+                self._batch(begin, n, count) for n in range(first, min(first + block, count))
+            ]
+            shares = [_share(*batch, self.rank, self.world_size) for batch in batches]
+            samples = order(np.concatenate([np.arange(*share) for share in shares]))
+            ends = np.cumsum([last - first for first, last in shares])
+            for (low, _), values in zip(batches, np.split(samples, ends[:-1]), strict=True):
+                place = Place(self.seed, epoch, self.shuffle, low, *facts)
+                yield Indices(np.sort(values).tolist(), epoch, place)
 
     def _begin(self) -> tuple[int, int]:
         if self._begun == self.epoch:
@@ -194,10 +258,10 @@ class BatchSampler(Sampler[Indices]):
         self._begun = self.epoch
         return self.epoch, self.consumed
 
-    def _share(self, low: int, high: int) -> tuple[int, int]:
-        samples = high - low
-        first = low + samples * self.rank // self.world_size
-        return first, low + samples * (self.rank + 1) // self.world_size
+    def _batch(self, begin: int, number: int, count: int) -> tuple[int, int]:
+        low = begin + number * self.batch_size
+        whole = number < count - 1 or self.drop_last
+        return low, low + self.batch_size if whole else self.size
 
     def _order(self, epoch: int) -> Callable[[int, int], Iterable[int]]:
         if not self.shuffle:
@@ -209,6 +273,11 @@ class BatchSampler(Sampler[Indices]):
     def _batches_in(self, samples: int) -> int:
         whole, tail = divmod(samples, self.batch_size)
         return whole if self.drop_last or tail < self.world_size else whole + 1
+
+
+def _share(low: int, high: int, rank: int, world_size: int) -> tuple[int, int]:
+    samples = high - low
+    return low + samples * rank // world_size, low + samples * (rank + 1) // world_size
 
 
 def _check_size(size: int, world_size: int, train: bool) -> None:
@@ -257,6 +326,10 @@ def resumable(
     or gets its randomness from `indices.epoch`, says so with a class attribute `pure = True`
     and is left as it is. Generator objects of its own are out of reach and break exactness.
 
+    A dataset whose samples are not all as quick to reach as any other may have an order of its
+    own: a method `epoch_order(seed, epoch, shuffle)`, see MakeOrder. The indices that it gets
+    then say in `indices.place` what comes next.
+
     Raises DataError for what cannot be resumed exactly: an IterableDataset, a sampler or batch
     sampler other than torch's own random or sequential one.
     """
@@ -270,6 +343,7 @@ def resumable(
         shuffle=isinstance(loader.sampler, RandomSampler),
         drop_last=train and loader.drop_last,
         train=train,
+        order=getattr(loader.dataset, "epoch_order", None),
     )
     dataset, collate_fn = loader.dataset, loader.collate_fn
     if not _is_pure(dataset, collate_fn):
