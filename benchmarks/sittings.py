@@ -1,4 +1,4 @@
-"""What a sweep takes: a thousand jobs on a cluster, the same command once more, idle slots."""
+"""What a sweep takes: a thousand jobs, the same command once more, idle slots."""
 
 import os
 import subprocess
@@ -6,10 +6,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .table import Row, limited
 
@@ -29,28 +30,59 @@ finally:
 process has the peak of the one that started it."""
 
 WORDS = ["-m", "launcher=eks", "launcher.image=team/image:1"]
+SAGEMAKER = [
+    "-m",
+    "launcher=sagemaker",
+    "launcher.role=arn:aws:iam::123456789012:role/training",
+    "launcher.output=s3://bench/runs",
+    "resources.instance_type=ml.m5.xlarge",
+]
 
 
 def sitting(quick: bool) -> Iterator[Row]:
-    """Yield the rows of a sweep on a cluster whose jobs end as soon as they are there."""
+    """Yield the rows of sweeps whose jobs end as soon as they are there, on either platform."""
+    from .played import Played
     from .player import Player
 
     count = 20 if quick else 1000
-    name = f"a sweep of {count:,} jobs on a cluster:"
     with tempfile.TemporaryDirectory() as folder, Player(Path(folder, "home"), _value) as player:
-        words = [*WORDS, f"seed=range({count})", f"hydra.sweep.dir={folder}/sweep"]
-        peak, seconds = _run(words, player.env, Path(folder))
-        note = "met" if set(player.ran.values()) == {1} and len(player.ran) == count else "MISSED"
-        yield Row(f"{name} each ran once", f"{len(player.ran):,}", "", note=note)
-        yield limited(f"{name} peak memory of the submitter", peak, "MiB", 286)  # 300 MB
-        yield Row(f"{name} CPU of the submitter, a job", f"{seconds / count * 1000:.3g} ms", "")
-        asked = player.asked.total()
-        lists = sum(n for what, n in player.asked.items() if what.endswith(" list"))
-        yield Row(f"{name} requests a job", f"{(asked - lists) / count:.3g}", "")
-        _, seconds = _run(words, player.env, Path(folder))
-        name = "the same command once more:"
-        yield limited(f"{name} CPU", seconds, "s CPU", 2)
-        yield limited(f"{name} requests", player.asked.total() - asked, "", 10)
+        there = _There(player.env, lambda: player.asked.total(), player.ran)
+        lists = "a cluster", lambda: sum(n for v, n in player.asked.items() if v.endswith(" list"))
+        yield from _sat(there, WORDS, count, Path(folder), *lists)
+    with tempfile.TemporaryDirectory() as folder, Played(Path(folder, "home")) as played:
+        there = _There(played.env, played.calls, played.ran)
+        pages = "SageMaker", lambda: played.service.calls["sagemaker", "ListTrainingJobs"]
+        yield from _sat(there, SAGEMAKER, count, Path(folder), *pages)
+
+
+class _There(NamedTuple):
+    """Where the jobs of a sweep are played: how to reach it, what it was asked, what it ran."""
+
+    env: dict[str, str]
+    asked: Callable[[], int]
+    ran: Counter[str]
+
+
+def _sat(
+    there: _There, words: list[str], count: int, folder: Path, where: str, lists: Callable[[], int]
+) -> Iterator[Row]:
+    """Yield the rows of one sweep; `lists` tells how many requests asked for all jobs at once."""
+    name = f"a sweep of {count:,} jobs on {where}:"
+    words = [*words, f"seed=range({count})", f"hydra.sweep.dir={folder}/sweep"]
+    peak, seconds = _run(words, there.env, folder)
+    note = "met" if set(there.ran.values()) == {1} and len(there.ran) == count else "MISSED"
+    told = (folder / "sweep/sweep.csv").read_text().count("SUCCEEDED")
+    yield Row(f"{name} each ran once", f"{len(there.ran):,}", "", note=note)
+    note = "met" if told == count else "MISSED"
+    yield Row(f"{name} results that came back", f"{told:,}", "", note=note)
+    yield limited(f"{name} peak memory of the submitter", peak, "MiB", 286)  # 300 MB
+    yield Row(f"{name} CPU of the submitter, a job", f"{seconds / count * 1000:.3g} ms", "")
+    asked = there.asked()
+    yield Row(f"{name} requests a job", f"{(asked - lists()) / count:.3g}", "")
+    _, seconds = _run(words, there.env, folder)
+    name = f"the same command once more, {where}:"
+    yield limited(f"{name} CPU", seconds, "s CPU", 2)
+    yield limited(f"{name} requests", there.asked() - asked, "", 10)
 
 
 def _value(config: dict[str, Any]) -> float:

@@ -245,7 +245,7 @@ def composed(*words: str) -> JobSpec:
     return config.to_job(plain, Path("runs/x"))
 
 
-@pytest.mark.parametrize(("count", "again"), [(200, False), (50, True)])
+@pytest.mark.parametrize(("count", "again"), [(80, False), (40, True)])
 def test_of_many_creates_on_a_bad_day_each_makes_one_job(
     count: int, again: bool, service: Service, account: Account
 ) -> None:
