@@ -10,8 +10,9 @@ ends all of them; a GET lists them, and how often each came.
 import random
 import re
 import threading
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from .refusals import ApiError, bad_request
 from .wire import Request
@@ -55,6 +56,8 @@ class Fault:
         message: what the Status says, in place of the words of a real server.
     """
 
+    kinds: ClassVar[Mapping[str, str]] = KINDS
+
     kind: str
     code: int = 500
     method: str = ""
@@ -69,8 +72,8 @@ class Fault:
     came: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"no fault {self.kind!r}: choose from {', '.join(KINDS)}")
+        if self.kind not in self.kinds:
+            raise ValueError(f"no fault {self.kind!r}: choose from {', '.join(self.kinds)}")
         self._pattern = re.compile(self.path)
         self._random = random.Random(self.seed)
 

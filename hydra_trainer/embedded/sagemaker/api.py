@@ -14,6 +14,7 @@ from .faults import Fault, Faults
 from .limits import Buckets, Limit
 from .protocols import Call, Operations
 from .refusals import AwsError, unknown_operation
+from .wire import Content
 
 OWN = "/embedded/"
 """What the paths of the service's own requests begin with; no bucket has that name."""
@@ -71,6 +72,8 @@ class Api:
                 raise Broken
             if fault and fault.kind == "status":
                 raise fault.refuses(call)
+            if call.service == "s3":
+                self._s3.check_region(call)
             _check_signed(call)
             self._buckets.take(call)
         except AwsError as error:
@@ -101,6 +104,8 @@ class Api:
             raise Broken
         if fault.kind == "late":
             raise fault.refuses(call)
+        if isinstance(response, Content):
+            return self._s3.spoilt(call, fault, response)
         return response
 
     def _answer_own(self, request: Request) -> Response:

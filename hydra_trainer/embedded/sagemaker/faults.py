@@ -3,14 +3,17 @@
     service.faults.add(Fault("status", error="ExpiredTokenException", operation="sagemaker:"))
     service.faults.add(Fault("lost", operation="CreateTrainingJob", times=3))
     service.faults.add(Fault("throttle", share=0.2, times=None, seed=7))
+    service.faults.add(Fault("half", operation="s3:GetObject", after=1000))
+    service.faults.add(Fault("status", error="ExpiredToken", key="AKIAOLD", times=None))
 
 The same is a POST of `{"kind": "lost", "operation": "CreateTrainingJob"}` to /embedded/faults, a
 DELETE of which ends all of them; a GET lists them, and how often each came.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from hydra_trainer.embedded import faults
 from hydra_trainer.embedded.wire import Request
@@ -51,6 +54,14 @@ STATUSES = {
 
 THROTTLES = {"s3": "SlowDown", "ec2": "RequestLimitExceeded", "sts": "Throttling"}
 
+OF_BODIES = {
+    "half": "break the connection off after `after` bytes of a body",
+    "stall": "say nothing more after `after` bytes of a body, and do not end either",
+    "etag": "answer with the ETag of another object",
+    "changed": "answer, and let the object be another one of that size from then on",
+}
+"""What else can be wrong with the answer to GetObject."""
+
 USER = f"arn:aws:iam::{ACCOUNT}:user/embedded"
 
 
@@ -60,20 +71,29 @@ class Fault(faults.Fault):
 
     Args:
         kind: "status" (refuse), "late" (do it, and refuse all the same), "lost" (do it, and break
-            the connection off), "reset" (break it off), or "throttle".
+            the connection off), "reset" (break it off), "throttle", or one of OF_BODIES.
         error: the code of a refusal.
+        key: the id of the access key that it is for; empty for all.
         operation: a regular expression that is looked for in names such as
             sagemaker:CreateTrainingJob or s3:PutObject; empty for all.
     """
 
+    kinds: ClassVar[Mapping[str, str]] = {**faults.Fault.kinds, **OF_BODIES}
+
     error: str = "InternalFailure"
     operation: str = ""
+    key: str = ""
 
     def __post_init__(self) -> None:
         if self.kind == "throttle":
             self.kind, self.error = "status", "throttle"
         self.path = self.path or self.operation
         super().__post_init__()
+
+    def strikes(self, request: Request, is_watch: bool, is_log: bool) -> bool:
+        if self.key and self.key != request.headers["key"]:
+            return False
+        return super().strikes(request, is_watch, is_log)
 
     def refuses(self, call: Call) -> AwsError:
         """Return what goes with the code."""
@@ -89,7 +109,7 @@ class Faults(faults.Faults):
 
     def over(self, call: Call) -> Fault | None:
         """Return the first fault that comes over a call, if one does."""
-        asked = Request(call.request.method, call.name)
+        asked = Request(call.request.method, call.name, headers={"key": call.key})
         found = self.strike(asked, is_watch=False, is_log=False)
         return found if isinstance(found, Fault) else None
 

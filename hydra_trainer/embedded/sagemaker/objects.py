@@ -51,11 +51,16 @@ class Objects:
         self._buckets: dict[str, dict[str, Stored]] = {}
         for file in folder.glob("*.jsonl"):
             self._buckets[file.stem] = _load(file)
+        self._regions = {file.stem: file.read_text() for file in folder.glob("*.region")}
 
     # ------------------------------------------------------------------------------------ buckets
 
-    def make(self, bucket: str) -> bool:
-        """Make a bucket; tell whether there was none."""
+    def make(self, bucket: str, region: str = "") -> bool:
+        """Make a bucket; tell whether there was none.
+
+        Args:
+            region: the only one that requests for it may be sent to; empty for any.
+        """
         if not BUCKET.fullmatch(bucket):
             raise AwsError("InvalidBucketName", "The specified bucket is not valid.")
         with self._lock:
@@ -63,8 +68,16 @@ class Objects:
                 return False
             (self.folder / bucket).mkdir(exist_ok=True)
             self._index(bucket).touch()
+            if region:
+                self._place_of(bucket).write_text(region)
+                self._regions[bucket] = region
             self._buckets[bucket] = {}
             return True
+
+    def region(self, bucket: str) -> str:
+        """Return the only region of a bucket; empty for any. Raises AwsError when there is none."""
+        self._of(bucket)
+        return self._regions.get(bucket, "")
 
     def remove(self, bucket: str) -> None:
         with self._lock:
@@ -72,6 +85,8 @@ class Objects:
                 raise AwsError("BucketNotEmpty", "The bucket you tried to delete is not empty", 409)
             del self._buckets[bucket]
             self._index(bucket).unlink()
+            self._place_of(bucket).unlink(missing_ok=True)
+            self._regions.pop(bucket, None)
             shutil.rmtree(self.folder / bucket)
 
     def buckets(self) -> list[tuple[str, float]]:
@@ -188,6 +203,9 @@ class Objects:
 
     def _index(self, bucket: str) -> Path:
         return self.folder / f"{bucket}.jsonl"
+
+    def _place_of(self, bucket: str) -> Path:
+        return self.folder / f"{bucket}.region"
 
     def _note(self, bucket: str, line: dict[str, object]) -> None:
         with self._index(bucket).open("a") as index:

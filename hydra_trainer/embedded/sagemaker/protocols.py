@@ -110,7 +110,7 @@ def refusal(service: str, request: Request, error: AwsError) -> Response:
         said = {"Code": error.code, "Message": error.message, "Resource": request.path}
         has_body = request.method != "HEAD" and error.status != 304
         body = wrapped("Error", xml(said)) if has_body else b""
-        return Response(body, error.status, "application/xml", headers)
+        return Response(body, error.status, "application/xml", headers | error.headers)
     # Those that the model of the service knows have "Message", those of all services "message".
     key = "message" if error.code.endswith("Exception") else "Message"
     body = json.dumps({"__type": error.code, key: error.message}).encode()

@@ -1,11 +1,20 @@
 """What AWS says when it does not do what was asked."""
 
+from collections.abc import Mapping
+
 
 class AwsError(Exception):
-    """A refusal, by its code. `status` is that of HTTP."""
+    """A refusal, by its code. `status` is that of HTTP, `headers` go with it from S3."""
 
-    def __init__(self, code: str, message: str, status: int = 400) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int = 400,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(message)
+        self.headers = dict(headers or {})
         self.code = code
         self.message = message
         self.status = status

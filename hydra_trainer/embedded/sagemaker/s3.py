@@ -14,15 +14,17 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import formatdate, parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
+from xml.sax.saxutils import escape
 
 from hydra_trainer.embedded.wire import Request, Response
 
+from .faults import Fault
 from .objects import Objects, Stored
 from .protocols import NAMESPACES, Call, wrapped, xml
 from .refusals import AwsError
@@ -31,6 +33,7 @@ from .wire import Content
 PAGE = 1000
 PART_LIMIT = 5 << 20  # bytes of the smallest part that is not the last one
 CHECKSUM = "x-amz-checksum-"
+REGION_HEADER = "x-amz-bucket-region"
 XML = "application/xml"
 
 KEPT = ("cache-control", "content-disposition", "content-encoding", "content-language", "expires")
@@ -133,6 +136,29 @@ class S3:
             self.objects.make(bucket)
         return self._operations[call.operation](call.request, bucket, key)
 
+    def check_region(self, call: Call) -> None:
+        """Check that a call was sent to the region of its bucket. Raises AwsError."""
+        bucket, _ = _target(call.request)
+        region = self.objects.region(bucket) if self.objects.exists(bucket) else ""
+        if region and call.region != region:
+            text = (
+                "The bucket you are attempting to access must be addressed using the specified "
+                "endpoint. Please send all future requests to this endpoint."
+            )
+            raise AwsError("PermanentRedirect", text, 301, {REGION_HEADER: region})
+
+    def spoilt(self, call: Call, fault: Fault, content: Content) -> Content:
+        """Return an answer with what is wrong with it; see faults.OF_BODIES."""
+        if fault.kind in ("half", "stall"):
+            return replace(content, limit=fault.after, stalls=fault.kind == "stall")
+        if fault.kind == "etag":
+            other = hashlib.md5(content.headers["ETag"].encode()).hexdigest()
+            return replace(content, headers={**content.headers, "ETag": f'"{other}"'})
+        if fault.kind == "changed":
+            bucket, key = _target(call.request)
+            self.objects.put(bucket, key, bytes(self.objects.get(bucket, key).size))
+        return content
+
     # ------------------------------------------------------------------------------------ buckets
 
     def _list_buckets(self, request: Request, bucket: str, key: str) -> Response:
@@ -146,7 +172,8 @@ class S3:
         return _document("ListAllMyBucketsResult", inside)
 
     def _create_bucket(self, request: Request, bucket: str, key: str) -> Response:
-        if not self.objects.make(bucket):
+        region = _parsed(request).findtext("{*}LocationConstraint") if request.body else ""
+        if not self.objects.make(bucket, region or ""):
             text = (
                 "Your previous request to create the named bucket succeeded and you already own it."
             )
@@ -156,15 +183,15 @@ class S3:
     def _head_bucket(self, request: Request, bucket: str, key: str) -> Response:
         if not self.objects.exists(bucket):
             raise AwsError("NoSuchBucket", "", 404)
-        return Response(type=XML, headers={"x-amz-bucket-region": "us-east-1"})
+        region = self.objects.region(bucket) or "us-east-1"
+        return Response(type=XML, headers={REGION_HEADER: region})
 
     def _delete_bucket(self, request: Request, bucket: str, key: str) -> Response:
         self.objects.remove(bucket)
         return Response(code=204)
 
     def _location(self, request: Request, bucket: str, key: str) -> Response:
-        self.objects.find(bucket, "")  # raises when there is no bucket
-        return _document("LocationConstraint", "")
+        return _document("LocationConstraint", escape(self.objects.region(bucket)))
 
     def _list(self, request: Request, bucket: str, key: str) -> Response:
         """ListObjectsV2, and the one before it."""

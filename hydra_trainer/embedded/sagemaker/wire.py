@@ -17,11 +17,14 @@ PIECE = 1 << 20
 class Content(Response):
     """An answer from a file, whose `size` bytes go out from where it stands; without it, its head.
 
-    The file is closed when they are sent.
+    The file is closed when they are sent. With a `limit`, no more than that many bytes are, and the
+    connection breaks off; or, if it `stalls`, stays until the client has enough of it.
     """
 
     file: BinaryIO | None = None
     size: int = 0
+    limit: int | None = None
+    stalls: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -42,11 +45,14 @@ class LargeWire(Wire):
             return 0
         with response.file as file:
             # Not sendfile(): it cannot send what is shorter by now, nor tell so.
-            left = response.size
+            whole = response.size if response.limit is None else response.limit
+            left = min(response.size, whole)
             while left and (piece := file.read(min(PIECE, left))):
                 self._socket.sendall(piece)
                 left -= len(piece)
-        if left:
+        if response.stalls:
+            self._socket.recv(1)  # until the client has gone
+        if left or response.limit is not None:
             raise ConnectionResetError
         return response.size
 
