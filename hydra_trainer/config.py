@@ -27,7 +27,7 @@ from omegaconf.errors import (
 from .bundle import Bundle, collect
 from .errors import ConfigError, did_you_mean
 from .job import JobSpec, Resources
-from .storage import local_output, mount_problems, mounts
+from .storage import STAND_IN, local_output, mounts, storage_problems
 from .targets import TRUSTED, check_targets, signature_problems
 
 # ------------------------------------------------------------------------------------- schema
@@ -88,11 +88,23 @@ class ResourcesConf:
 
 
 @dataclass
+class S3Conf:
+    """How S3 is reached, and what `storage=s3` is made of."""
+
+    bucket: str = STAND_IN  # of storage=s3
+    endpoint: str | None = None  # an address that stands for AWS; null: AWS_ENDPOINT_URL, or AWS
+    region: str | None = None  # null: the AWS configuration's
+    deadline: float = 60.0  # seconds for one request, with its retries
+    embedded: bool = False  # an S3 on this machine, which starts when it is needed
+
+
+@dataclass
 class StorageConf:
     """Where things lie. A mount's name is what `${mount:name}` in the config refers to."""
 
-    output: str = "runs"  # run directories are made below it
+    output: str = "runs"  # run directories are made below it: a folder, or s3://bucket/prefix
     mounts: dict[str, Any] = field(default_factory=dict)  # name: folder here, or job.Mount's fields
+    s3: S3Conf = field(default_factory=S3Conf)
 
 
 @dataclass
@@ -249,6 +261,7 @@ ABOVE_ZERO = (
     "optim.lr",
     "resources.cpus_per_node",
     "launcher.grace",
+    "storage.s3.deadline",
 )
 AT_MOST: dict[str, float] = {
     "trainer.val_check_interval": 1,
@@ -445,7 +458,7 @@ def _combination_problems(plain: dict[str, Any]) -> list[str]:
         problems.append(
             f"resources.min_nodes is {low}, but must be at most resources.nodes={needed.nodes}."
         )
-    return [*problems, *mount_problems(plain)]
+    return [*problems, *storage_problems(plain)]
 
 
 def _objective_problems(others: list[Any]) -> list[str]:

@@ -28,7 +28,7 @@ def _folder(job: JobSpec) -> Path:
     nodes = job.config["storage"]["mounts"]
     text = str(job.config["code"]["place"])
     for name in OPEN.findall(text):
-        folder = local_folder(nodes[name]) if name in nodes else None
+        folder = local_folder(name, nodes)
         if folder is None:
             raise LaunchError(
                 f"code.place is in the mount {name}, which this machine does not have. Type "

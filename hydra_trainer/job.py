@@ -46,9 +46,9 @@ class Mount:
     """A folder that the job reads or writes, by the name that `${mount:name}` uses.
 
     `path` is where the job sees it on Kubernetes, `local` where this machine does. `claim` is the
-    PersistentVolumeClaim that holds it on Kubernetes. On SageMaker it is the id of a `file_system`
-    (fs-...; with FSx, `mount_name` is the first part of its paths), or a `uri` in S3, whose
-    `input_mode` is File, FastFile or Pipe.
+    PersistentVolumeClaim that holds it on Kubernetes, on SageMaker it is the id of a `file_system`
+    (fs-...; with FSx, `mount_name` is the first part of its paths). Of kind s3, it is a `uri`, and
+    `access` is how it is read: storage.ACCESS.
     """
 
     name: str
@@ -61,7 +61,18 @@ class Mount:
     file_system: str = ""
     mount_name: str = "fsx"
     uri: str = ""
-    input_mode: str = "FastFile"
+    access: str = "stream"
+
+    @property
+    def streams(self) -> bool:
+        """Whether nothing is mounted: the job gets the s3:// place, and reads it by itself."""
+        return self.kind == "s3" and self.access == "stream"
+
+    @property
+    def place(self) -> str:
+        """Return where it is in S3, without a / at the end; "" where it is not."""
+        parts = (self.uri, self.sub_path) if self.uri else ()
+        return "/".join(part.strip("/") for part in parts if part)
 
 
 @dataclass(frozen=True)

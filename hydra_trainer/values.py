@@ -113,8 +113,8 @@ def differing(one: Any, other: Any, key: str = "") -> list[str]:
 def of_trial(config: Config, trial: Mapping[str, Any]) -> Config:
     """Return the configuration of a trial: `{"name": ..., "values": {key: text}}`.
 
-    Its run directory is a folder of its own in the one that all trials share, and its identity that
-    of the job which somebody gets who types these values.
+    Its run directory is a folder of its own in the one that all trials share, in S3 as well, and its
+    identity that of the job which somebody gets who types these values.
 
     Args:
         config: resolved, with `${mount:...}` as it came.
@@ -128,5 +128,6 @@ def of_trial(config: Config, trial: Mapping[str, Any]) -> Config:
     found = applied(config, trial["values"])
     run, name = found["run"], str(trial["name"])
     digest = identity(found, run["code_digest"])
-    found["run"] = {**run, "name": name, "dir": f"{run['dir']}/{name}", "identity": digest}
+    own = {key: f"{run[key]}/{name}" for key in ("dir", "remote") if run.get(key)}
+    found["run"] = {**run, **own, "name": name, "identity": digest}
     return found

@@ -21,6 +21,7 @@ from hydra_trainer.sagemaker.options import (
     PLACEHOLDER_ROLE,
     Options,
 )
+from hydra_trainer.storage import embedded_home, stand_in_problems
 
 if TYPE_CHECKING:
     from hydra_trainer.sagemaker.account import Account
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 EMBEDDED = "embedded"
 """The region of the service on this machine."""
 
-HOME = Path("~/.cache/hydra-trainer/embedded-sagemaker")
+HOME = embedded_home()
 
 OURS = re.compile(r".+-[0-9a-f]{8}(-\d+)?")
 """The name of a job that we sent: a list does not show tags."""
@@ -204,16 +205,17 @@ class SagemakerLauncher(Options):
         if self.embedded:
             from hydra_trainer.embedded import sagemaker
 
-            return shared(PLACEHOLDER_REGION, sagemaker.start(HOME.expanduser()))
+            return shared(PLACEHOLDER_REGION, sagemaker.start(HOME))
         return shared(self.region)
 
     def _prepare_embedded(self, account: "Account", job: JobSpec) -> None:
         """Make what an account would have: a bucket, and folders of this machine to mount."""
         account.make_bucket(request.output(self))
-        disks = HOME.expanduser() / "file-systems"
+        disks = HOME / "file-systems"
         for mount in job.mounts.values():
             link = disks / request.stand_in(mount)
-            if mount.local and not mount.file_system and not link.exists():
+            stands_in = mount.local and not mount.file_system and mount.kind not in ("s3", "cache")
+            if stands_in and not link.exists():
                 disks.mkdir(parents=True, exist_ok=True)
                 Path(mount.local).expanduser().mkdir(parents=True, exist_ok=True)
                 link.symlink_to(Path(mount.local).expanduser().absolute())
@@ -305,7 +307,7 @@ class SagemakerLauncher(Options):
         for found in teller.tell(lambda: left):
             for name, status in found.items():
                 if status.state is JobState.UNKNOWN:
-                    raise _absent(account, left[name])
+                    raise _absent(left[name])
                 if status.state.ended:
                     ended[left.pop(name)] = status
             if not left:
@@ -385,14 +387,14 @@ def _parts(handle: JobHandle) -> tuple[str, str]:
 def _described(account: "Account", handle: JobHandle) -> dict[str, Any]:
     found = account.describe(_parts(handle)[1])
     if found is None:
-        raise _absent(account, handle)
+        raise _absent(handle)
     return found
 
 
-def _absent(account: "Account", handle: JobHandle) -> LaunchError:
+def _absent(handle: JobHandle) -> LaunchError:
     return LaunchError(
-        f"There is no training job {handle}. hydra-trainer list sagemaker://{account.region} "
-        "shows those of the region."
+        f"There is no training job {handle}. hydra-trainer list sagemaker://{_parts(handle)[0]} "
+        "shows those that are there."
     )
 
 
@@ -460,6 +462,7 @@ def _stand_ins(job: JobSpec, options: Options) -> Iterator[str]:
             f"launcher.output has no value ({PLACEHOLDER_OUTPUT} stands for it in a dry run). Type "
             "launcher.output=s3://BUCKET/PREFIX."
         )
+    yield from stand_in_problems(job.config)
     chosen = options.instance_preferences or options.instance_groups
     if not (chosen or job.resources.instance_type):
         yield (

@@ -103,6 +103,15 @@ WORDS = {
         "data.batch_size=96",
         "launcher.image=registry/train:1",
     ],
+    "pytorchjob-s3": [
+        "storage=s3",
+        "storage.s3.bucket=my-bucket",
+        "storage.s3.region=eu-central-1",
+        "data=cifar10",
+        "data.cache='${mount:cache}'",
+        "launcher.image=registry/train:1",
+        "launcher.service_account=hydra-trainer-pods",
+    ],
     "trainjob": ["launcher.api=trainjob", "storage=efs", "resources.nodes=2"],
     "trainjob-runtime": [
         "launcher.api=trainjob",
@@ -240,6 +249,55 @@ def test_a_mount_is_where_the_worker_looks_for_it() -> None:
     assert run_dir.startswith("--run-dir=/mnt/runs/convnet-")
 
 
+def test_what_is_streamed_is_its_place_in_s3() -> None:
+    found = rendered("storage=s3", "data=cifar10", "data.cache='${mount:cache}'")
+    spec = found["items"][-1]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+    container = spec["containers"][0]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    assert env["HYDRA_TRAINER_MOUNT_DATA"] == "s3://your-bucket/data"
+    mounts = {item["mountPath"]: item["name"] for item in container["volumeMounts"]}
+    volumes = {item["name"]: item for item in spec["volumes"]}
+    assert volumes[mounts[env["HYDRA_TRAINER_MOUNT_CACHE"]]]["emptyDir"] == {}
+    assert len(mounts) == len(volumes) == 5  # job, code, work, shm, and the cache
+
+
+def test_a_run_that_is_kept_in_s3_needs_no_claim() -> None:
+    spec, options = job("storage.output=s3://bucket/runs")
+    found = manifests.manifests(spec, options)
+    assert not manifests.forgets(spec, options)
+    assert "persistentVolumeClaim" not in json.dumps(found)
+    written = yaml.safe_load(found["items"][0]["data"]["config.yaml"])
+    assert written["run"]["dir"] == f"${{mount:_scratch}}/{spec.name}"
+    container = found["items"][-1]["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"][
+        "containers"
+    ][0]
+    assert f"--run-dir=/hydra-trainer/work/runs/{spec.name}" in container["command"]
+    env = {item["name"]: item.get("value") for item in container["env"]}
+    assert env["HYDRA_TRAINER_MOUNT__SCRATCH"] == "/hydra-trainer/work/runs"
+
+
+def test_where_s3_is_reaches_every_client_in_the_pod() -> None:
+    words = ["storage.s3.endpoint=http://store:9000", "storage.s3.region=eu-west-1"]
+    env = {
+        item["name"]: item.get("value")
+        for item in pod("storage=s3", *words)["spec"]["containers"][0]["env"]
+    }
+    assert env["AWS_ENDPOINT_URL_S3"] == "http://store:9000"
+    assert env["AWS_REGION"] == "eu-west-1"
+    named = {item["name"] for item in pod(*words)["spec"]["containers"][0]["env"]}
+    assert not named & {"AWS_REGION", "AWS_ENDPOINT_URL_S3"}  # a job without S3 needs neither
+
+
+def test_the_embedded_cluster_has_the_s3_of_this_machine() -> None:
+    def embedded(*words: str) -> Any:
+        config = rendered("launcher.embedded=true", *words)["items"][0]["data"]["config.yaml"]
+        return yaml.safe_load(config)["storage"]["s3"]["embedded"]
+
+    assert embedded("storage=s3") is True
+    assert embedded("storage=s3", "storage.s3.endpoint=http://store:9000") is False
+    assert embedded() is False
+
+
 def test_the_embedded_cluster_writes_where_a_local_run_would() -> None:
     volumes = pod("launcher.embedded=true")["spec"]["volumes"]
     paths = [volume["hostPath"]["path"] for volume in volumes if "hostPath" in volume]
@@ -289,7 +347,22 @@ REFUSED = {
     "+launcher.secrets={KEY: hf_abcdefgh}": ["launcher.secrets.KEY", "SECRET/KEY"],
     "launcher.together=region": ["'region'", "zone, rack"],
     "data=cifar10": ["storage.mounts.data is ~/data", "storage=efs"],
-    "storage=efs storage.mounts.output.kind=s3": ["kind s3", "rename", "storage=fsx"],
+    "storage=efs storage.mounts.output.kind=s3 +storage.mounts.output.access=csi": [
+        "storage.output is in the mount 'output' of kind s3 with access csi",
+        "rename",
+        "storage.output=s3://BUCKET/PREFIX",
+    ],
+    "storage=efs storage.mounts.output.kind=s3": ["output.uri has no value", "output.access=csi"],
+    "storage=efs +storage.mounts.output.read_only=true": ["'output', which is read-only"],
+    "storage=s3 data=cifar10 storage.mounts.data.access=fastfile": [
+        "storage.mounts.data.access is 'fastfile', an input mode of SageMaker",
+        "storage.mounts.data.access=stream",
+    ],
+    "storage=s3 data=cifar10 storage.mounts.data.access=csi": [
+        "storage.mounts.data.claim has no value",
+        "storage.mounts.data.access=stream",
+    ],
+    "storage=s3 storage.s3.embedded=true": ["no pod of a cluster", "launcher.embedded=true"],
     "storage=efs data=cifar10 storage.mounts.data.claim=null": [
         "storage.mounts.data.claim has no value"
     ],

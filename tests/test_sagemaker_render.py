@@ -124,11 +124,21 @@ WORDS: dict[str, list[str]] = {
         *OWN,
         IMAGE,
         "data=cifar10",
-        "storage.mounts.data={kind: s3, uri: 's3://data/sets', input_mode: FastFile}",
+        "storage.mounts.data={kind: s3, uri: 's3://data/sets', access: fastfile}",
         "launcher.network_isolation=true",
         "launcher.training_plan=arn:aws:sagemaker:eu-central-1:111122223333:training-plan/plan",
         "resources.instance_type=p5.48xlarge",
         "data.batch_size=128",
+    ],
+    "sagemaker-s3-only": [
+        *OWN,
+        "storage=s3",
+        "storage.s3.bucket=my-bucket",
+        "storage.s3.region=eu-central-1",
+        "data=cifar10",
+        "data.cache='${mount:cache}'",
+        "launcher.spot=true",
+        "resources.instance_type=g5.xlarge",
     ],
 }
 
@@ -158,7 +168,17 @@ def test_a_request_is_what_botocore_and_we_accept(name: str) -> None:
 
 def test_what_is_not_asked_for_is_absent() -> None:
     text = json.dumps(rendered())
-    for word in ("VpcConfig", "Spot", "Kms", "Isolation", "Retry", "Mlflow", "KeepAlive", "null"):
+    for word in (
+        "VpcConfig",
+        "obstore",
+        "Spot",
+        "Kms",
+        "Isolation",
+        "Retry",
+        "Mlflow",
+        "KeepAlive",
+        "null",
+    ):
         assert word not in text, word
 
 
@@ -202,12 +222,46 @@ def test_without_a_file_system_the_run_directory_is_kept_in_s3() -> None:
     assert made["Environment"]["HYDRA_TRAINER_MOUNT_OUTPUT"] == "/opt/ml/checkpoints"
 
 
+def test_a_run_that_we_keep_in_s3_is_not_kept_there_by_sagemaker_too() -> None:
+    made = rendered(*WORDS["sagemaker-s3-only"])  # on spot instances
+    assert "CheckpointConfig" not in made
+    assert made["Environment"] == {
+        "PYTHONUNBUFFERED": "1",
+        "HYDRA_TRAINER_MOUNT_DATA": "s3://my-bucket/data",
+        "HYDRA_TRAINER_MOUNT_CACHE": "/tmp/hydra-trainer/cache",
+        "HYDRA_TRAINER_MOUNT__SCRATCH": "/tmp/hydra-trainer/runs",
+        "AWS_REGION": "eu-central-1",
+    }
+    assert set(channels(made)) == {"code", "config"}
+    written = yaml.safe_load(request.config(*job(*WORDS["sagemaker-s3-only"])))
+    assert written["run"]["dir"] == "${mount:_scratch}/convnet-cifar10-89abcdef"
+    words = made["AlgorithmSpecification"]["ContainerArguments"]
+    assert "--run-dir=/tmp/hydra-trainer/runs/convnet-cifar10-89abcdef" in words
+    assert "--pip=obstore>=0.12.1" in words
+
+
+@pytest.mark.parametrize(("access", "mode"), [("file", "File"), ("fastfile", "FastFile")])
+def test_a_channel_has_the_input_mode_of_its_mount(access: str, mode: str) -> None:
+    mount = "storage.mounts.data={kind: s3, uri: s3://bucket/sets/, sub_path: cifar, access: "
+    made = rendered(*OWN, "data=cifar10", f"{mount}{access}}}")
+    found = channels(made)["data"]
+    assert found["InputMode"] == mode
+    assert found["DataSource"]["S3DataSource"]["S3Uri"] == "s3://bucket/sets/cifar/"
+    assert made["Environment"]["HYDRA_TRAINER_MOUNT_DATA"] == "/opt/ml/input/data/data"
+
+
+def test_shards_on_several_instances_may_be_kept_in_s3() -> None:
+    rendered(GPU, "resources.nodes=2", "trainer.strategy=fsdp", "storage.output=s3://bucket/runs")
+
+
 def test_what_awss_containers_lack_is_what_we_need() -> None:
     import tomllib
 
     needs = tomllib.loads(Path("pyproject.toml").read_text())["project"]["dependencies"]
     there = ("torch>", "numpy", "pyyaml")  # in every image of AWS for PyTorch
     assert list(request.LACKING) == [one for one in needs if not one.startswith(there)]
+    extras = tomllib.loads(Path("pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert list(request.FOR_S3) == extras["s3"]
 
 
 def test_request_overrides_are_the_last_word() -> None:
@@ -263,9 +317,28 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
     ),
     "efs without a network": ([*EFS[:3], "data=cifar10"], ["launcher.subnets"]),
     "a folder of this machine": (["data=cifar10"], ["storage.mounts.data is ~/data", "kind: s3"]),
-    "results in s3": (
-        ["storage=efs", "storage.mounts.output.kind=s3", "+storage.mounts.output.uri=s3://b/runs"],
-        ["storage.output", "rename", "storage=local"],
+    "results in a channel": (
+        [
+            "storage=efs",
+            "+storage.mounts.output={kind: s3, access: file, uri: s3://bucket/runs}",
+        ],
+        ["storage.output", "access file", "rename", "storage.output=s3://bucket/runs"],
+    ),
+    "results on a read-only disk": (
+        [*EFS, "storage.output='${mount:data}/runs'"],
+        ["'data', which is read-only", "storage.mounts.data.read_only=false"],
+    ),
+    "a driver of kubernetes": (
+        ["storage=s3", "data=cifar10", "storage.mounts.data.access=csi"],
+        ["storage.mounts.data.access is 'csi'", "storage.mounts.data.access=stream"],
+    ),
+    "an s3 on this machine": (
+        ["storage=s3", "storage.s3.embedded=true"],
+        ["no instance of AWS", "launcher.embedded=true"],
+    ),
+    "isolation and s3": (
+        [IMAGE, "storage=s3", "launcher.network_isolation=true"],
+        ["launcher.network_isolation", "access=fastfile", "storage.output=runs"],
     ),
     "a variable that is too long": ([f"+launcher.env={{A: {LONG}}}"], ["Environment", "512"]),
     "a requirement that is too long": ([f"code.pip=[{LONG[:300]}]"], ["256"]),
@@ -274,7 +347,10 @@ REFUSED: dict[str, tuple[list[str], list[str]]] = {
         ["Tags", "50"],
     ),
     "too many channels": (
-        [f"+storage.mounts.m{i}={{kind: s3, uri: 's3://b/{i}'}}" for i in range(19)],
+        [
+            f"+storage.mounts.m{i}={{kind: s3, access: file, uri: 's3://bucket/{i}'}}"
+            for i in range(19)
+        ],
         ["InputDataConfig", "20"],
     ),
     "too many hyperparameters": (

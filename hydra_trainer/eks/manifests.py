@@ -9,11 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hydra_trainer import launcher
+from hydra_trainer import launcher, storage
 from hydra_trainer.errors import ConfigError, did_you_mean
 from hydra_trainer.job import JobSpec
 from hydra_trainer.plain import clean
-from hydra_trainer.storage import OPEN
 
 from . import marks, pod
 from .options import APIS, Options
@@ -48,7 +47,7 @@ def manifests(job: JobSpec, options: Options) -> dict[str, Any]:
     Raises:
         ConfigError: with everything that this API, or a cluster at all, cannot do for the job.
     """
-    problems = [*_option_problems(job, options), *_storage_problems(job)]
+    problems = [*_option_problems(job, options), *_storage_problems(job, options)]
     if problems:
         raise ConfigError(problems)
     name = job_name(job, options)
@@ -139,26 +138,22 @@ def _elastic_problems(job: JobSpec) -> list[str]:
     ]
 
 
-def _storage_problems(job: JobSpec) -> list[str]:
-    names = OPEN.findall(str(job.config["storage"]["output"]))
-    return [
-        f"storage.output is in the mount {name!r} of kind s3, but a checkpoint is committed by a "
-        "rename, which a file system on S3 does not have. Put storage.output on EFS or FSx for "
-        "Lustre (storage=efs, storage=fsx)."
-        for name in names
-        if name in job.mounts and job.mounts[name].kind == "s3"
-    ]
+def _storage_problems(job: JobSpec, options: Options) -> list[str]:
+    if job.config["storage"]["s3"]["embedded"] and not options.embedded:
+        return [storage.NOT_REACHED.format(what="pod of a cluster")]
+    return []
 
 
 # ------------------------------------------------------------------------------ config and code
 
 
 def _config_map(job: JobSpec, options: Options, name: str) -> dict[str, Any]:
+    config = storage.with_embedded_s3(job.config) if options.embedded else job.config
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": _metadata(name),
-        "data": {"config.yaml": launcher.config_text(job.config, pod.run_dir(job))},
+        "data": {"config.yaml": launcher.config_text(config, pod.run_dir(job))},
     }
 
 

@@ -1,9 +1,11 @@
 """The pod of a training job: one template, whichever API the job goes through."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hydra_trainer import storage
 from hydra_trainer.errors import ConfigError
 from hydra_trainer.instances import instance
 from hydra_trainer.job import JobSpec, Mount
@@ -29,7 +31,7 @@ TOGETHER = {
 
 OWN_ENV = {"HOME": WORK, "PYTHONUNBUFFERED": "1"}
 
-CLAIMED = ("efs", "fsx", "s3", "pvc")
+CLAIMED = ("efs", "fsx", "pvc")
 
 
 def pod_template(job: JobSpec, options: Options, name: str, container: str) -> dict[str, Any]:
@@ -122,8 +124,11 @@ def run_dir(job: JobSpec) -> str:
     """Return the run directory as the configuration of the worker names it.
 
     A relative `storage.output` means a folder of the machine that submits, which no pod has: the
-    run directory is then below the mount `output`, or in the pod.
+    run directory is then below the mount `output`, or in the pod. Of a run that is kept in S3, it
+    is in the pod, too: all that must outlive it goes there.
     """
+    if storage.remote_output(job.config) is not None:
+        return f"${{mount:{storage.SCRATCH}}}/{job.name}"
     output = str(job.config["storage"]["output"])
     if not OPEN.search(output) and not output.startswith("/"):
         output = f"${{mount:{OUTPUT}}}"
@@ -140,7 +145,9 @@ def _path(text: str, mounts: list[Mount]) -> str:
 
 
 def pod_mounts(job: JobSpec, options: Options) -> list[Mount]:
-    """Return the mounts that the pods get: those with a claim, and those that are used.
+    """Return the mounts that the pods get: those with a claim, in S3, and those that are used.
+
+    The path of one that is streamed is its place in S3.
 
     Raises:
         ConfigError: a used mount has no place on a cluster.
@@ -149,13 +156,17 @@ def pod_mounts(job: JobSpec, options: Options) -> list[Mount]:
     used |= set(OPEN.findall(str(job.config["storage"]["output"]) + run_dir(job)))
     found, problems = [], []
     for name, mount in {**_own_output(job), **job.mounts}.items():
-        if mount.kind in CLAIMED and mount.claim:
+        if mount.streams:
+            found.append(replace(mount, path=mount.place))
+        elif _is_claimed(mount) and mount.claim:
             found.append(mount)
         elif name in used:
             found.append(mount)
             problems += _host_problems(mount, options, job)
     if problems:
         raise ConfigError(problems)
+    if storage.remote_output(job.config) is not None:
+        found.append(Mount(storage.SCRATCH, kind="work", path=f"{WORK}/runs"))
     return found
 
 
@@ -165,27 +176,38 @@ def without_storage(job: JobSpec) -> dict[str, Any]:
 
 def _own_output(job: JobSpec) -> dict[str, Mount]:
     """Return a mount for run directories that are not in one of the configuration's."""
-    if OUTPUT in job.mounts:
+    if OUTPUT in job.mounts or storage.remote_output(job.config) is not None:
         return {}
     local = str(Path(job.output).absolute().parent)
     return {OUTPUT: Mount(OUTPUT, kind="pod", local=local, path="/hydra-trainer/output")}
 
 
+def _is_claimed(mount: Mount) -> bool:
+    """Tell whether a mount comes through a PersistentVolumeClaim."""
+    return mount.kind in CLAIMED or (mount.kind == "s3" and mount.access == "csi")
+
+
 def _host_problems(mount: Mount, options: Options, job: JobSpec) -> list[str]:
     key = f"storage.mounts.{mount.name}"
-    if mount.kind in CLAIMED:
+    if _is_claimed(mount):
+        or_stream = f", or {key}.access=stream" if mount.uri else ""
         return [
             f"{key}.claim has no value, but launcher=eks mounts {mount.kind} through a "
-            f"PersistentVolumeClaim. Type {key}.claim=NAME."
+            f"PersistentVolumeClaim. Type {key}.claim=NAME{or_stream}."
         ]
-    if mount.kind == "pod" or options.embedded:
+    if mount.kind == "s3":
+        return [
+            f"{key}.access is {mount.access!r}, an input mode of SageMaker. Type {key}.access="
+            f"stream, or {key}.access=csi with {key}.claim=NAME."
+        ]
+    if mount.kind in ("pod", "cache") or options.embedded:
         return []
     declared = isinstance(job.config["storage"]["mounts"].get(mount.name), dict)
     if declared and mount.local.startswith("/"):
         return []
     return [
         f"{key} is {mount.local or 'nowhere'}, a folder of this machine, which no pod of a cluster "
-        f"has. Type storage=efs, storage=fsx, or '{key}={{kind: pvc, claim: NAME}}'."
+        f"has. Type storage=efs, storage=fsx, storage=s3, or '{key}={{kind: pvc, claim: NAME}}'."
     ]
 
 
@@ -202,9 +224,14 @@ def _volumes(
     if _efa(job, options):
         found.append({"name": "hugepages", "emptyDir": {"medium": "HugePages-2Mi"}})
     seen: dict[str, dict[str, Any]] = {}
-    for mount in mounts:
+    for mount in _mounted(mounts):
         seen.setdefault(_volume_name(mount), _source(mount, options))
     return [*found, *({"name": key, **source} for key, source in seen.items())]
+
+
+def _mounted(mounts: list[Mount]) -> list[Mount]:
+    """Return the mounts that have a volume of their own."""
+    return [mount for mount in mounts if not mount.streams and mount.kind != "work"]
 
 
 def _volume_name(mount: Mount) -> str:
@@ -214,9 +241,9 @@ def _volume_name(mount: Mount) -> str:
 
 
 def _source(mount: Mount, options: Options) -> dict[str, Any]:
-    if mount.claim:
+    if _is_claimed(mount):
         return {"persistentVolumeClaim": {"claimName": mount.claim}}
-    if mount.kind == "pod" and not options.embedded:
+    if mount.kind == "cache" or (mount.kind == "pod" and not options.embedded):
         return {"emptyDir": {}}
     path = str(Path(mount.local).expanduser().absolute())
     return {"hostPath": {"path": path, "type": "DirectoryOrCreate"}}
@@ -231,7 +258,7 @@ def _volume_mounts(job: JobSpec, options: Options, mounts: list[Mount]) -> list[
         found.append({"name": "shm", "mountPath": "/dev/shm"})
     if _efa(job, options):
         found.append({"name": "hugepages", "mountPath": "/hugepages"})
-    for mount in mounts:
+    for mount in _mounted(mounts):
         entry: dict[str, Any] = {"name": _volume_name(mount), "mountPath": mount.path}
         if mount.sub_path:
             entry["subPath"] = mount.sub_path
@@ -251,6 +278,7 @@ def code_name(job: JobSpec) -> str:
 
 def _env(job: JobSpec, options: Options, mounts: list[Mount]) -> list[dict[str, Any]]:
     places = {variable(mount.name): mount.path for mount in mounts}
+    places |= storage.environment(job.config)
     plain = {**OWN_ENV, **places, **environment(job, options)}
     found: list[dict[str, Any]] = [{"name": k, "value": _literal(v)} for k, v in plain.items()]
     return found + [_secret(key, place) for key, place in options.secrets.items()]

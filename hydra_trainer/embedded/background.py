@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from hydra_trainer.errors import LaunchError
 
 from .home import LOCK, LOG, START_LOCK, hold
+from .process import MARK
 
 STARTS_WITHIN = 120.0
 STOPS_WITHIN = 60.0
@@ -98,6 +99,8 @@ class Background:
             try:
                 subprocess.run(
                     command,
+                    # A container may start it, and is not to take it along when it ends.
+                    env={key: value for key, value in os.environ.items() if key != MARK},
                     cwd=home,  # the user's folder may go, and its modules are none of ours
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from hydra_trainer import launcher
+from hydra_trainer import launcher, storage
 from hydra_trainer.bootstrap import RESULT
 from hydra_trainer.config import get
 from hydra_trainer.errors import ConfigError
@@ -31,6 +31,7 @@ CONFIG = "config"  # the channel with config.yaml
 WORK = f"{OPT}/code"  # where the code is unpacked
 CHECKPOINTS = f"{OPT}/checkpoints"
 OUTPUT = "output"  # the mount that holds the run directories
+SCRATCH = "/tmp/hydra-trainer"  # on the instance's disk, and gone with it
 ARCHIVE = "code.tar.gz"
 
 START = (
@@ -38,6 +39,9 @@ START = (
     ".extractfile('hydra_trainer/bootstrap.py').read())"
 )
 """Runs the bootstrap out of the archive: one object in S3, and no shell between SIGTERM and it."""
+
+INPUT_MODES = {"file": "File", "fastfile": "FastFile"}
+"""Of a channel, by the access of a mount."""
 
 MARGIN = 10
 """Seconds of the grace period that the bootstrap keeps for its report."""
@@ -55,11 +59,16 @@ LACKING = (
     "omegaconf>=2.3.1,<2.4",
     "torchmetrics>=1.9",
     "rich>=14.3",
+    "safetensors>=0.5",
+    "xxhash>=3.5",
     "tensorboard>=2.20",
     "scikit-learn>=1.6",
     "matplotlib>=3.10",
 )
 """What AWS's containers have not of what this package needs."""
+
+FOR_S3 = ("obstore>=0.12.1",)
+"""What they have not where a job itself reads or writes S3: the extra of that name."""
 
 
 def job_name(job: JobSpec) -> str:
@@ -246,7 +255,8 @@ def _entrypoint(job: JobSpec) -> list[str]:
 def _arguments(job: JobSpec, options: Options, mounts: list[Mount]) -> list[str]:
     code = job.config["code"]
     unpacks = [f"--code={OPT}/input/data/{CODE}/{ARCHIVE}", f"--work={WORK}"]
-    wanted = [*(LACKING if options.image is None and not options.embedded else ()), *code["pip"]]
+    lacking = [*LACKING, *(FOR_S3 if storage.uses_s3(job.config) else ())]
+    wanted = [*(lacking if options.image is None and not options.embedded else ()), *code["pip"]]
     return [
         f"--sagemaker={OPT}",
         f"--nproc-per-node={job.resources.processes_per_node}",
@@ -263,6 +273,7 @@ def _arguments(job: JobSpec, options: Options, mounts: list[Mount]) -> list[str]
 def _environment(job: JobSpec, options: Options, mounts: list[Mount]) -> dict[str, str]:
     plain = {"PYTHONUNBUFFERED": "1"}
     plain |= {variable(mount.name): mount.path for mount in mounts}
+    plain |= storage.environment(job.config)
     if job.resources.gpus_per_node and job.resources.nodes > 1:
         plain["NCCL_DEBUG"] = "WARN"
     return {key: str(value) for key, value in {**plain, **job.env, **options.env}.items()}
@@ -312,8 +323,10 @@ def _run_dir(job: JobSpec, options: Options) -> str:
     """Return the run directory as the configuration of the worker names it.
 
     Where `storage.output` is a folder of the machine that submits, the run directory is the folder
-    that SageMaker keeps in S3.
+    that SageMaker keeps in S3. Of a run that is kept in S3 by ourselves, it is on the instance.
     """
+    if storage.remote_output(job.config) is not None:
+        return f"${{mount:{storage.SCRATCH}}}/{job.name}"
     place = str(job.config["storage"]["output"])
     if OPEN.search(place) and _output_is_mounted(job):
         return f"{place.rstrip('/')}/{job.name}"
@@ -334,32 +347,59 @@ def _path(text: str, mounts: list[Mount]) -> str:
 
 
 def _mounts(job: JobSpec, options: Options) -> tuple[list[Mount], list[str]]:
-    """Return the mounts that the containers get, with their paths there, and what is wrong."""
+    """Return the mounts that the containers get, with their paths there, and what is wrong.
+
+    The path of one that is streamed is its place in S3.
+    """
     text = str({k: v for k, v in job.config.items() if k not in ("storage", "launcher")})
     used = set(OPEN.findall(text))
+    is_remote = storage.remote_output(job.config) is not None
     if _output_is_mounted(job):
         used |= set(OPEN.findall(str(job.config["storage"]["output"])))
     found, problems = [], []
     for name, mount in job.mounts.items():
         if name == OUTPUT and not _output_is_mounted(job):
             continue
-        if _has_place(mount, options) or name in used:
-            found.append(replace(mount, path=f"{OPT}/input/data/{name}"))
+        if _has_place(mount) or name in used:
+            found.append(replace(mount, path=_place(mount)))
             problems += _place_problems(mount, options)
-    if not _output_is_mounted(job):
+    if is_remote:
+        found.append(Mount(storage.SCRATCH, kind="cache", path=f"{SCRATCH}/runs"))
+    elif not _output_is_mounted(job):
         found.append(Mount(OUTPUT, kind="checkpoints", path=CHECKPOINTS))
     return found, problems
 
 
-def _has_place(mount: Mount, options: Options) -> bool:
+def _without_channels(job: JobSpec) -> dict[str, Any]:
+    """Return the configuration without the mounts that SageMaker brings."""
+    nodes = job.config["storage"]["mounts"]
+    streamed = {name: node for name, node in nodes.items() if job.mounts[name].streams}
+    return {**job.config, "storage": {**job.config["storage"], "mounts": streamed}}
+
+
+def _place(mount: Mount) -> str:
+    """Return what a mount is in the containers."""
+    if mount.streams:
+        return mount.place
+    return f"{SCRATCH if mount.kind == 'cache' else f'{OPT}/input/data'}/{mount.name}"
+
+
+def _has_place(mount: Mount) -> bool:
     if mount.kind in ("efs", "fsx"):
         return bool(mount.file_system)
-    return mount.kind == "s3" and bool(mount.uri)
+    return mount.kind == "s3" and mount.access != "csi"
 
 
 def _place_problems(mount: Mount, options: Options) -> list[str]:
     key = f"storage.mounts.{mount.name}"
-    if _has_place(mount, options) or options.embedded:
+    if _has_place(mount) or mount.kind == "cache":
+        return []
+    if mount.kind == "s3":
+        return [
+            f"{key}.access is 'csi', a driver of Kubernetes. Type {key}.access=stream, or file or "
+            f"fastfile for a channel{'' if mount.uri else f', with {key}.uri=s3://BUCKET/PREFIX'}."
+        ]
+    if options.embedded:
         return []
     if mount.kind in ("efs", "fsx"):
         return [
@@ -367,8 +407,6 @@ def _place_problems(mount: Mount, options: Options) -> list[str]:
             f"of the file system. Type {key}.file_system=fs-...; hydra-trainer storage resolve "
             f"--claim {mount.claim or 'NAME'} finds it from the claim of a cluster."
         ]
-    if mount.kind == "s3":
-        return [f"{key}.uri has no value. Type {key}.uri=s3://BUCKET/PREFIX."]
     return [
         f"{key} is {mount.local or mount.kind}, which SageMaker cannot mount. Type storage=efs, "
         f"storage=fsx, or '{key}={{kind: s3, uri: s3://BUCKET/PREFIX}}'."
@@ -380,11 +418,15 @@ def _channels(job: JobSpec, options: Options, mounts: list[Mount]) -> Iterator[d
         yield _from_s3(CODE, code_place(job, options), "File")
     yield _from_s3(CONFIG, config_place(options, job_name(job)), "File")
     for mount in mounts:
-        if mount.kind == "s3" and mount.uri:
-            uri = "/".join(part.strip("/") for part in (mount.uri, mount.sub_path) if part)
-            yield _from_s3(mount.name, f"{uri}/", mount.input_mode)
-        elif mount.kind != "checkpoints":
+        if mount.access in INPUT_MODES and mount.kind == "s3":
+            yield _from_s3(mount.name, f"{mount.place}/", INPUT_MODES[mount.access])
+        elif _is_disk(mount):
             yield {"ChannelName": mount.name, "DataSource": {"FileSystemDataSource": _disk(mount)}}
+
+
+def _is_disk(mount: Mount) -> bool:
+    """Tell whether a mount is a file system: of AWS, or in a rehearsal of this machine."""
+    return mount.kind not in ("s3", "cache", "checkpoints")
 
 
 def _from_s3(name: str, uri: str, mode: str) -> dict[str, Any]:
@@ -418,7 +460,7 @@ def stand_in(mount: Mount) -> str:
 
 def _network(options: Options, mounts: list[Mount]) -> dict[str, Any]:
     groups, subnets = [*options.security_groups], [*options.subnets]
-    if options.embedded and any(mount.kind not in ("s3", "checkpoints") for mount in mounts):
+    if options.embedded and any(map(_is_disk, mounts)):
         groups, subnets = groups or ["sg-00000000"], subnets or ["subnet-00000000"]
     return {"SecurityGroupIds": groups, "Subnets": subnets}
 
@@ -458,21 +500,22 @@ def _option_problems(job: JobSpec, options: Options) -> Iterator[str]:
             "when the job starts. Put it into an image (docker/Dockerfile), and type "
             "launcher.image=ACCOUNT.dkr.ecr.REGION.amazonaws.com/NAME:TAG 'code.pip=[]'."
         )
+    if options.network_isolation and storage.uses_s3(_without_channels(job)):
+        yield (
+            "launcher.network_isolation is true, but the job itself reads or writes S3, which it "
+            "cannot reach then. Type access=fastfile for mounts of kind s3, and storage.output=runs"
+            ": SageMaker then keeps the run directory in S3 (launcher.output)."
+        )
     yield from _instance_problems(job, options)
-    names = OPEN.findall(str(job.config["storage"]["output"]))
-    for name in names:
-        if name in job.mounts and job.mounts[name].kind == "s3":
-            yield (
-                f"storage.output is in the mount {name!r} of kind s3, but a checkpoint is "
-                "committed by a rename, which S3 does not have. Type storage=local: SageMaker then "
-                "keeps the run directory in S3 (launcher.output)."
-            )
+    if job.config["storage"]["s3"]["embedded"] and not options.embedded:
+        yield storage.NOT_REACHED.format(what="instance of AWS")
     sharded = job.config["trainer"]["strategy"] == "fsdp"
-    if sharded and job.resources.nodes > 1 and not _output_is_mounted(job):
+    kept = _output_is_mounted(job) or storage.remote_output(job.config) is not None
+    if sharded and job.resources.nodes > 1 and not kept:
         yield (
             "trainer.strategy is 'fsdp' on several instances, whose checkpoints are in parts, but "
-            "each instance has a folder of its own. Put storage.output on EFS or FSx (storage=efs, "
-            "storage=fsx)."
+            "each instance has a folder of its own. Type storage.output=s3://BUCKET/PREFIX, or put "
+            "it on EFS or FSx (storage=efs, storage=fsx)."
         )
 
 

@@ -14,6 +14,7 @@ from hydra_trainer.credentials import credential, secret_variable
 from hydra_trainer.errors import did_you_mean
 from hydra_trainer.instances import ML
 from hydra_trainer.problems import Problem, joined, shown, under
+from hydra_trainer.storage import BUCKET, SCRATCH, variable
 from hydra_trainer.trees import count, dig, objects
 
 from .images import framework_of
@@ -181,13 +182,11 @@ def _file_system(source: Request) -> Iterator[Problem]:
         yield Problem("DirectoryPath", text)
 
 
-BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
-"""docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; an access point has a name
-of its own instead, which is an ARN."""
-
-
 def _places(request: Request) -> Iterator[Problem]:
-    """Check what is in S3: the pattern of the service lets https:// and any bucket pass."""
+    """Check what is in S3: the pattern of the service lets https:// and any bucket pass.
+
+    An access point has an ARN instead of a bucket.
+    """
     for path, place in _uris(request):
         bucket = place.removeprefix("s3://").partition("/")[0]
         if place.startswith("https://"):
@@ -412,13 +411,18 @@ def _spot(request: Request) -> Iterator[Problem]:
     elif isinstance(wait, int) and wait < run:
         text = f"is {wait}, but must be at least the {run} of MaxRuntimeInSeconds. Type"
         yield Problem(longest, f"{text} launcher.max_wait={2 * run}, or a lower launcher.max_run.")
-    if "CheckpointConfig" not in request and not _writes_to_disk(request):
+    kept = _writes_to_disk(request) or KEPT in dig(request, "Environment")
+    if "CheckpointConfig" not in request and not kept:
         text = (
             "is missing, but without checkpoints a spot job begins anew after each interruption. "
             "Type launcher.output=s3://BUCKET/PREFIX, or storage=efs."
         )
         yield Problem("CheckpointConfig", text)
     yield from under("ResourceConfig", _not_with_spot(resources))
+
+
+KEPT = variable(SCRATCH)
+"""The variable that a job has which itself keeps its run in S3."""
 
 
 def _writes_to_disk(request: Request) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .service import Service
     from .settings import Delays
 
-__all__ = ["Delays", "Fault", "Limit", "Service", "start", "stop"]
+__all__ = ["Delays", "Fault", "Limit", "Service", "address", "start", "stop"]
 
 HERE = {"Service": "service", "Fault": "faults", "Limit": "limits", "Delays": "settings"}
 
@@ -36,13 +36,14 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f".{HERE[name]}", __name__), name)
 
 
-def _url(home: Path) -> str | None:
+def address(home: Path) -> str | None:
+    """Return the URL of the service that is, or was, in a folder; None: none ever was."""
     with contextlib.suppress(FileNotFoundError):
         return (home / "endpoint").read_text()
     return None
 
 
-_SERVICES = Background(__name__, "service", _url, "/embedded/calls")
+_SERVICES = Background(__name__, "service", address, "/embedded/calls")
 
 
 def start(home: Path) -> str:

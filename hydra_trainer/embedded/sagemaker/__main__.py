@@ -20,11 +20,23 @@ def main() -> None:
     arguments.add_argument(
         "--no-limits", dest="limits", action="store_false", help="never throttle a client"
     )
+    arguments.add_argument(
+        "--only-buckets-there-are",
+        dest="make_buckets",
+        action="store_false",
+        help="make no bucket that is used and not there",
+    )
     given = arguments.parse_args()
     folders = dict(given.file_system)
     serve(
         given,
-        lambda: Service(given.home, file_systems=folders, limits=given.limits, wait=True),
+        lambda: Service(
+            given.home,
+            file_systems=folders,
+            limits=given.limits,
+            make_buckets=given.make_buckets,
+            wait=True,
+        ),
         lambda service: f"export AWS_ENDPOINT_URL={service.endpoint}",
     )
 

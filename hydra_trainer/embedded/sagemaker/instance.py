@@ -5,6 +5,7 @@
 | /opt/ml | `opt/ml` in the instance's folder, which is gone with the instance |
 | a channel of S3 | a folder with copies, for File and FastFile alike |
 | a channel of a file system | a link to the folder that stands for it |
+| /tmp/hydra-trainer | `tmp` in the instance's folder |
 | the LocalPath of checkpoints, of TensorBoard | below /opt/ml, or a folder of the instance |
 
 Those paths are rewritten where the request has them: ContainerEntrypoint, ContainerArguments and
@@ -31,6 +32,9 @@ Object = dict[str, Any]
 ML = "/opt/ml"
 CHECKPOINTS = "/opt/ml/checkpoints"
 TENSORBOARD = "/opt/ml/output/tensorboard"
+
+TMP = "/tmp/hydra-trainer"
+"""What is in /tmp of a container and named in its request; all of /tmp may hold this service."""
 
 NOT_STARTED = 127
 """Exit code of a container whose command does not exist, as a shell gives it."""
@@ -71,7 +75,7 @@ class Instance:
         self._request = request
         self._hosts = all_hosts
         self._process: Process | None = None
-        self._folders = {ML: self.ml}
+        self._folders = {ML: self.ml, TMP: folder / "tmp"}
         self.checkpoints = self._place("CheckpointConfig", CHECKPOINTS)
         self.tensorboard = self._place("TensorBoardOutputConfig", TENSORBOARD)
         self._paths = Paths(self._folders)

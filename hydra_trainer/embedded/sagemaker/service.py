@@ -24,6 +24,7 @@ from .server import Server
 from .settings import ACCOUNT, GRACE, Delays, Settings
 from .training import Training
 from .tuning import Tuning
+from .users import is_used
 
 Object = dict[str, Any]
 
@@ -55,6 +56,7 @@ class Service:
             {"ml.p4d.24xlarge for training job usage": 0}; others are not limited.
         instances: how many run at a time; jobs that are one too many are Pending. None: any number.
         account: the id of the AWS account.
+        make_buckets: whether S3 makes a bucket that is used and not there.
         wait: whether to wait for another process that has the home, to its end.
     """
 
@@ -70,6 +72,7 @@ class Service:
         quotas: Mapping[str, int] | None = None,
         instances: int | None = None,
         account: str = ACCOUNT,
+        make_buckets: bool = False,
         wait: bool = False,
     ) -> None:
         self.home = home.absolute()
@@ -85,6 +88,7 @@ class Service:
             "instances": instances,
             "account": account,
         }
+        self._make_buckets = make_buckets
         self._wait = wait
 
     def __enter__(self) -> "Service":
@@ -108,7 +112,7 @@ class Service:
                 "logs": Logs(settings).operations,
                 **Others(settings).operations,
             },
-            S3(self.objects, self.home / "uploads"),
+            S3(self.objects, self.home / "uploads", make_buckets=self._make_buckets),
             {"interrupt": self._interrupt, "crash": self._crash, "stop": self._stop},
             self._limits,
         )
@@ -135,8 +139,8 @@ class Service:
 
     @property
     def is_working(self) -> bool:
-        """Whether a job runs, or a tuner has jobs to start."""
-        return self.runs.is_working or self.tuning.is_working
+        """Whether a job runs, a tuner has jobs to start, or somebody else uses S3."""
+        return self.runs.is_working or self.tuning.is_working or is_used(self.home)
 
     @property
     def calls(self) -> Counter[tuple[str, str]]:
