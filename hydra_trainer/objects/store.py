@@ -1,5 +1,6 @@
 """The objects below a prefix, and the requests that read and write them."""
 
+import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -10,7 +11,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from hydra_trainer.errors import Changed, ConfigError, Exists, Gone, StorageError
-from hydra_trainer.retry import Retry
+from hydra_trainer.retry import TOLD_FROM, Retry
 
 from .client import Client, quiet
 from .settings import Settings
@@ -34,6 +35,12 @@ LEAST_PART, MOST_PART = 5 << 20, 16 << 20
 PARTS = 9_000
 """Of one object at most: S3 takes 10,000."""
 
+NO_PARTS = frozenset({"", ".", ".."})
+"""What may not stand between two / of a key."""
+
+KEY_TRIES = 3
+"""How often this machine is asked for the credentials of its role: most machines have none."""
+
 OWN = "hydra-trainer-write"
 """The key of the metadata by which a write whose answer was lost knows its own object."""
 
@@ -41,6 +48,8 @@ DEFAULT = Settings()
 PAUSES = Retry(longest=5.0)
 
 Answer = TypeVar("Answer")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,9 +88,11 @@ class Objects:
         bucket, _, prefix = rest.partition("/")
         if scheme != "s3" or not bucket:
             raise ConfigError(f"{uri!r} is no place in S3. Type s3://BUCKET/PREFIX.")
-        self.uri = uri.rstrip("/")
         self.bucket = bucket
         self.prefix = prefix.strip("/")
+        if self.prefix and not NO_PARTS.isdisjoint(self.prefix.split("/")):
+            raise ConfigError(f"{uri!r} has an empty part, or . or .., in its prefix.")
+        self.uri = "/".join(filter(None, (f"s3://{bucket}", self.prefix)))
         self.settings = settings
         self._retry = retry
         self._client: Client | None = None
@@ -279,7 +290,9 @@ class Objects:
     def writer(self, key: str, *, size: int | None = None) -> "Writer":
         """Return a context manager that writes an object in parts, while they are given to it.
 
-        Nothing is there before the block ends well; whatever raises in it leaves nothing.
+        Nothing is there before the block ends well; whatever raises in it leaves nothing. Of a
+        process that is killed, S3 keeps the parts, unseen, until a lifecycle rule of the bucket
+        (AbortIncompleteMultipartUpload) takes them away.
 
         Args:
             size: bytes that are going to be written, about. It makes the parts larger for large
@@ -350,9 +363,9 @@ class Objects:
                     renewed = True
                     self.renew()
                     continue
-                if not trouble.is_passing:
-                    raise self._refusal(asked, client, trouble) from error
                 tries += 1
+                if not trouble.is_passing or (trouble.wants_keys and tries >= KEY_TRIES):
+                    raise self._refusal(asked, client, trouble) from error
                 self._pause(asked, trouble, began, tries)
 
     def _judged(self, asked: Asked, client: Client, error: Exception) -> Trouble:
@@ -414,6 +427,8 @@ class Objects:
                 f"time: {trouble.words} Look at whether {where} can be reached from here, or give "
                 f"it more time: storage.s3.deadline={2 * limit:g} (now {limit:g} s)."
             )
+        if wait >= TOLD_FROM:
+            log.warning("%s: %s Trying again in %.0f s.", asked, trouble.words, wait)
         retry.sleep(wait)
 
     # ------------------------------------------------------------------------------------ listing
@@ -509,13 +524,20 @@ class Writer:
         try:
             self._file.close()
         except Exception as error:
+            failed = self._failed(error)
             # The parts may be together, and the answer that said so lost.
             self.etag = self._objects._own(self._key, self._mark)
             if not self.etag:
-                raise self._failed(error) from error
-        else:
-            found = self._objects.head(self._key)
-            self.etag = found.etag if found else ""
+                raise failed from error
+            return
+        found = self._objects.head(self._key)
+        if found is None or found.size != self.written:
+            there = "it is gone" if found is None else f"it has {found.size}"
+            raise Changed(
+                f"{self._asked}: {self.written} bytes were written, and then {there}. Somebody "
+                "else writes or deletes the same object."
+            )
+        self.etag = found.etag
 
     def _abort(self) -> None:
         try:

@@ -11,12 +11,15 @@ STATUS = re.compile(r"non-2xx status code: (\d{3})")
 FIELD = re.compile(r"<(Code|Message|Region)>([^<]*)</")
 EXPECTED = re.compile(r"expecting '([a-z0-9-]+)'")
 CAUSE = re.compile(r'message: "([^"]+)"|error: "([^"]+)"')
+DELETED = re.compile(r"failed for key .*?: (.*) \(code: (\w+)\)")
 METHOD = re.compile(r"Error performing (?:GET|HEAD|PUT|POST|DELETE) (http\S+)")
 REDIRECT = "Received redirect without LOCATION"
-LINK_LOCAL = "http://169.254."
+ROLE = re.compile(r"https?://[^/]+/latest/(api/token|meta-data)")
+"""What a machine is asked for the credentials of its role."""
 
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"})
 KEYS = frozenset({"InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"})
+DELETE_STATUS = {"AccessDenied": 403, "InternalError": 500, "SlowDown": 503}
 AGAIN = frozenset({"RequestTimeout", "ConditionalRequestConflict", "OperationAborted"})
 """Codes with a status of 4xx that S3 asks to be tried again after."""
 
@@ -56,14 +59,14 @@ class Trouble:
     @property
     def is_passing(self) -> bool:
         """Whether the same request may go through later."""
-        if self.is_elsewhere or self.wants_keys:
+        if self.is_elsewhere:
             return False
         return not self.status or self.status >= 500 or self.status == 429 or self.code in AGAIN
 
     @property
     def wants_keys(self) -> bool:
         """Whether there was no answer because there are no credentials to ask with."""
-        return self.asked.startswith(LINK_LOCAL)
+        return ROLE.match(self.asked) is not None
 
     @property
     def words(self) -> str:
@@ -80,6 +83,9 @@ def read(error: BaseException) -> Trouble:
     head = text.partition("\n\nDebug source:")[0]
     status = STATUS.search(head)
     fields = dict(FIELD.findall(head))
+    if of_one := DELETED.search(head):  # an answer of 200 to DeleteObjects, in which one failed
+        code = of_one[2]
+        return Trouble(DELETE_STATUS.get(code, 400), code, of_one[1], "", head, "")
     expected = EXPECTED.search(fields.get("Message", ""))
     asked = METHOD.search(head)
     return Trouble(
