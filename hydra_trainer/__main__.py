@@ -20,7 +20,8 @@ VERBS = {
     "diff": "say what differs between two jobs, and whether it could change the training",
     "sweep": "look at a sweep, stop it, or run its failed jobs again: sweep status DIR",
     "data": "pack data for training, look at them, measure where they lie: data pack SOURCE DEST",
-    "storage": "find the file system behind a claim of a cluster: storage resolve --claim NAME",
+    "storage": "find the file system of a cluster's claim: storage resolve --claim NAME; "
+    "start an S3 on this machine: storage embedded",
 }
 
 
@@ -77,11 +78,16 @@ def _parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument("right", help="the same, of the other job")
         return parser
     if name == "storage":
-        parser.add_argument("what", choices=["resolve"])
-        parser.add_argument("--claim", required=True, help="a PersistentVolumeClaim")
-        parser.add_argument("--context", help="of the kubeconfig; without it, the current one")
-        parser.add_argument("--namespace", help="without it, the context's")
-        parser.add_argument("--mount", default="output", help="the mount of the config it is for")
+        whats = parser.add_subparsers(dest="what", required=True)
+        about = 'print the variables by which AWS\'s clients find it: eval "$(...)"'
+        whats.add_parser("embedded", help=about, description=about)
+        about = "print overrides by which launcher=sagemaker mounts the file system of a claim"
+        resolve = whats.add_parser("resolve", help=about, description=about)
+        resolve.add_argument("--claim", required=True, help="a PersistentVolumeClaim")
+        resolve.add_argument("--context", help="of the kubeconfig; without it, the current one")
+        resolve.add_argument("--namespace", help="without it, the context's")
+        resolve.add_argument("--mount", default="output", help="the mount of the config it is for")
+        resolve.add_argument("--region", help="without it, the AWS configuration's")
         return parser
     parser.add_argument("job", help="its run directory or its handle, as it was printed")
     if name == "logs":
@@ -147,9 +153,17 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _storage(options: argparse.Namespace) -> int:
+    if options.what == "embedded":
+        from . import storage
+        from .embedded import buckets
+
+        for name, value in buckets.start(storage.embedded_home()).items():
+            print(f"export {name}={value}")
+        return DONE
     from .sagemaker.claims import resolve
 
-    print(resolve(options.claim, options.mount, options.context, options.namespace))
+    place = options.context, options.namespace
+    print(resolve(options.claim, options.mount, *place, options.region))
     return DONE
 
 

@@ -6,7 +6,6 @@ the answer from its environment (`variable`) or, on this machine, from the confi
 is a folder, or the s3:// place itself where the data are streamed.
 """
 
-import ipaddress
 import json
 import os
 import re
@@ -33,6 +32,9 @@ of the container, where the small files are written before they are sent."""
 STAND_IN = "your-bucket"
 """Stands for the user's bucket in a dry run, and on the embedded service."""
 
+REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION")
+"""Variables with the region: boto3 looks at the second one only."""
+
 NOT_REACHED = (
     "storage.s3.embedded is true, but no {what} reaches the S3 on this machine. Type "
     "launcher.embedded=true to run the job here as well, or storage.s3.embedded=false."
@@ -41,7 +43,7 @@ NOT_REACHED = (
 FIELDS = tuple(field.name for field in fields(Mount) if field.name != "name")
 NAME = re.compile(r"[a-z]([a-z0-9_]{0,30}[a-z0-9])?")
 OPEN = re.compile(r"\$\{mount:\s*([^}]*?)\s*\}")
-BUCKET = re.compile(r"(?!.*\.\.)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+BUCKET = re.compile(r"(?!.*\.\.|(\d{1,3}\.){3}\d{1,3}$)[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 """docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html; an access point has an
 alias that is such a name, too."""
 
@@ -140,9 +142,8 @@ def uses_s3(plain: dict[str, Any]) -> bool:
 
 def stand_in_problems(plain: dict[str, Any]) -> list[str]:
     """Return what the user has to say before a job can be sent to a real place."""
-    if plain["storage"]["s3"]["embedded"] or f"s3://{STAND_IN}/" not in json.dumps(
-        plain["storage"]
-    ):
+    node = plain["storage"]
+    if node["s3"]["embedded"] or f"s3://{STAND_IN}/" not in json.dumps(node):
         return []
     return [
         f"storage.s3.bucket is {STAND_IN}, which stands for yours. Type storage.s3.bucket=NAME, or "
@@ -161,7 +162,7 @@ def with_embedded_s3(plain: dict[str, Any]) -> dict[str, Any]:
 def environment(plain: dict[str, Any]) -> dict[str, str]:
     """Return the variables by which every client of S3 in a job finds it."""
     s3 = plain["storage"]["s3"]
-    found = {"AWS_ENDPOINT_URL_S3": s3["endpoint"], "AWS_REGION": s3["region"]}
+    found = {"AWS_ENDPOINT_URL_S3": s3["endpoint"], **dict.fromkeys(REGIONS, s3["region"])}
     return {key: str(value) for key, value in found.items() if value and uses_s3(plain)}
 
 
@@ -216,20 +217,12 @@ def place_problems(key: str, place: Any) -> list[str]:
     if not isinstance(place, str) or not place.startswith("s3://"):
         return [f"{key} is {place!r}, but must be s3://BUCKET/PREFIX."]
     bucket = place.removeprefix("s3://").partition("/")[0]
-    if BUCKET.fullmatch(bucket) and not _is_address(bucket):
+    if BUCKET.fullmatch(bucket):
         return []
     return [
         f"{key} is {place!r}, but {bucket!r} cannot be a bucket: its name is 3 to 63 lower-case "
         "letters, digits, '-' and '.', and no address. Type aws s3 ls to see yours."
     ]
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.IPv4Address(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _node_problems(name: str, node: Any) -> list[str]:
@@ -278,8 +271,8 @@ def _field_problems(key: str, node: dict[str, Any]) -> Iterator[str]:
         yield f"{key}.uri has no value. Type {key}.uri=s3://BUCKET/PREFIX{or_claim}."
     if node.get("access") and node.get("kind") != "s3":
         yield (
-            f"{key}.access is {node['access']!r}, but only a mount of kind s3 has it. Leave it out, "
-            f"or type {key}.kind=s3."
+            f"{key}.access is {node['access']!r}, but only a mount of kind s3 has it. Leave it "
+            f"out, or type {key}.kind=s3."
         )
     path, below = node.get("path") or "/", node.get("sub_path") or ""
     if not path.startswith("/") or ":" in path:

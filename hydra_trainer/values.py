@@ -113,8 +113,8 @@ def differing(one: Any, other: Any, key: str = "") -> list[str]:
 def of_trial(config: Config, trial: Mapping[str, Any]) -> Config:
     """Return the configuration of a trial: `{"name": ..., "values": {key: text}}`.
 
-    Its run directory is a folder of its own in the one that all trials share, in S3 as well, and its
-    identity that of the job which somebody gets who types these values.
+    Its run directory is a folder of its own in the one that all trials share, here and in S3, and
+    its identity that of the job which somebody gets who types these values.
 
     Args:
         config: resolved, with `${mount:...}` as it came.

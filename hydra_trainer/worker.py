@@ -53,6 +53,10 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OmegaConfBaseException, AttributeError) as error:
         raise ConfigError(f"{path} is not a resolved configuration: {error}") from error
     assert isinstance(plain, dict)
+    if OmegaConf.select(config, "storage.s3.embedded"):
+        from .embedded import buckets
+
+        buckets.join(plain)  # type: ignore[arg-type]
     if trial and _rank() == 0:
         _keep(OmegaConf.to_yaml(config), Path(plain["run"]["dir"]))
     return {str(key): value for key, value in plain.items()}

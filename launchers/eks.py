@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra_trainer import delivery, launcher
+from hydra_trainer import delivery, launcher, storage
 from hydra_trainer.eks import manifests, marks, pod
 from hydra_trainer.eks.options import PLACEHOLDER, Options
 from hydra_trainer.eks.seen import label
@@ -76,8 +76,8 @@ class EksLauncher(Options):
         if manifests.forgets(job, self):
             warnings.append(
                 "storage.output is a folder of this machine, so checkpoints stay in their pod and "
-                "go with it: a pod that is lost starts the training anew. Type storage=efs or "
-                "storage=fsx."
+                "go with it: a pod that is lost starts the training anew. Type storage.output=s3://"
+                "BUCKET/PREFIX, storage=efs or storage=fsx."
             )
         for text in warnings:
             launcher.say(f"warning: {text}")
@@ -137,8 +137,20 @@ class EksLauncher(Options):
                 "launcher.image=REGISTRY/NAME:TAG (docs/eks.md builds one), or "
                 "launcher.embedded=true to run the job on this machine."
             )
+        if self.embedded:
+            self._join(job)
+        elif problems := storage.stand_in_problems(job.config):
+            raise ConfigError(problems)
         delivery.place(job)
         return self.cluster()
+
+    def _join(self, job: JobSpec) -> None:
+        """Have the S3 on this machine up, for a job that uses it."""
+        config = storage.with_embedded_s3(job.config)
+        if config["storage"]["s3"]["embedded"]:
+            from hydra_trainer.embedded import buckets
+
+            buckets.join(config)
 
     def _adopt(self, there: dict[str, Any], wanted: dict[str, Any], handle: JobHandle) -> None:
         if label(there, marks.DIGEST) == label(wanted, marks.DIGEST):

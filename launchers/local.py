@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from hydra_trainer import launcher
+from hydra_trainer import launcher, storage
 from hydra_trainer.bootstrap import read_json
 from hydra_trainer.config import get
 from hydra_trainer.errors import ConfigError, LaunchError
@@ -43,7 +43,7 @@ class LocalLauncher:
     grace: float = 120.0
     # start the job in the background, and return
     detach: bool = False
-    # nothing here, where all is on this machine: for -m launcher=local,eks launcher.embedded=true
+    # S3 on this machine as well, where the job uses any
     embedded: bool = False
     # print the command and the configuration, and stop
     dry_run: bool = False
@@ -66,6 +66,7 @@ class LocalLauncher:
 
     def render(self, job: JobSpec) -> dict[str, Any]:
         """Return the command and the configuration of the job."""
+        job = self._own(job)
         if job.resources.nodes != 1:
             raise ConfigError(
                 f"resources.nodes is {job.resources.nodes} with launcher=local, but this machine "
@@ -83,9 +84,13 @@ class LocalLauncher:
         ]
         return {
             "command": [] if processes == 1 else command,
-            "env": dict(job.env),
+            "env": {**storage.environment(job.config), **job.env},
             "config": job.config,
         }
+
+    def _own(self, job: JobSpec) -> JobSpec:
+        """Return a job with S3 on this machine, if it is to be."""
+        return replace(job, config=storage.with_embedded_s3(job.config)) if self.embedded else job
 
     def preflight(self, job: JobSpec) -> bool:
         """Say whether this machine can run the job. Raises ConfigError where it cannot."""
@@ -108,8 +113,15 @@ class LocalLauncher:
             Full: jobs in the background hold the GPUs that it wants.
             Exception: what the training raised, when it ran in this process.
         """
+        job = self._own(job)
         spec = self.render(job)
+        if problems := storage.stand_in_problems(job.config):
+            raise ConfigError(problems)
         directory = Path(job.output).resolve()
+        if spec["config"]["storage"]["s3"]["embedded"]:
+            from hydra_trainer.embedded import buckets
+
+            buckets.join(spec["config"])
         behind = self.detach and not runs.is_debugging(job.config)
         self._check_gpus(job, behind)
         handle = JobHandle.local(directory)

@@ -584,7 +584,7 @@ def test_a_job_that_is_not_listed_yet_is_waited_for(
     monkeypatch.setattr(account, "page", late)
     monkeypatch.setattr(clock, "during", during)
     assert place.wait_all([handle])[handle].state is JobState.CANCELLED
-    with pytest.raises(LaunchError, match="There is no training job sagemaker://embedded/never"):
+    with pytest.raises(LaunchError, match="list sagemaker://embedded shows those that are"):
         place.wait_all([handle, JobHandle("sagemaker", "embedded/never-there")])
 
 

@@ -89,7 +89,7 @@ def test_the_verb_prints_what_to_add(
 ) -> None:
     place = Cluster(volume("fs-0123456789abcdef0:/data"))
     monkeypatch.setattr(cluster, "Cluster", lambda context, namespace: place)
-    monkeypatch.setattr(claims, "Account", Account)
+    monkeypatch.setattr(claims, "Account", lambda region, key: Account())
     assert verbs.verb("storage", ["resolve", "--claim", "efs-claim", "--mount", "data"]) == 0
     assert capsys.readouterr().out.split(" \\\n    ") == [
         "storage.mounts.data.kind=efs",
@@ -98,6 +98,18 @@ def test_the_verb_prints_what_to_add(
         "'launcher.subnets=[subnet-a,subnet-b]'",
         "'launcher.security_groups=[sg-a]'\n",
     ]
+
+
+def test_without_a_region_it_says_what_this_verb_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cluster, "Cluster", lambda context, namespace: Cluster(volume("fs-1")))
+    for name in ("AWS_DEFAULT_REGION", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/dev/null")
+    assert verbs.verb("storage", ["resolve", "--claim", "efs-claim"]) == 1
+    printed = capsys.readouterr().err
+    assert "Type --region=us-east-1" in printed and "launcher.region" not in printed
 
 
 BAD: list[tuple[Cluster, Account, str, str]] = [

@@ -231,6 +231,7 @@ def test_a_run_that_we_keep_in_s3_is_not_kept_there_by_sagemaker_too() -> None:
         "HYDRA_TRAINER_MOUNT_CACHE": "/tmp/hydra-trainer/cache",
         "HYDRA_TRAINER_MOUNT__SCRATCH": "/tmp/hydra-trainer/runs",
         "AWS_REGION": "eu-central-1",
+        "AWS_DEFAULT_REGION": "eu-central-1",
     }
     assert set(channels(made)) == {"code", "config"}
     written = yaml.safe_load(request.config(*job(*WORDS["sagemaker-s3-only"])))

@@ -114,6 +114,12 @@ def flag(key: str, value: object) -> list[str]:
 
 def location(key: str, value: object, what: str, example: str) -> list[str]:
     """Return the problem with data.`key` when it is no text that could be a path."""
+    if isinstance(value, str) and value.startswith("s3://"):
+        return [
+            f"data.{key} is {value!r}, but these data are read from {what} of the machine. Type "
+            f"data.{key}={example}, pack them for data=shards, which streams from S3 (docs/"
+            "storage.md), or mount it: access=fastfile on SageMaker, access=csi on EKS."
+        ]
     ok = isinstance(value, str) and value.strip() != ""
     return problem_unless(ok, key, value, f"the path of {what}", example)
 

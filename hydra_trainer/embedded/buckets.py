@@ -9,7 +9,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 from typing import IO, Any
 
-from hydra_trainer.storage import embedded_home
+from hydra_trainer.storage import REGIONS, embedded_home
 
 from . import sagemaker
 from .sagemaker.users import use
@@ -43,5 +43,11 @@ def start(home: Path) -> dict[str, str]:
         "AWS_ENDPOINT_URL_S3": sagemaker.start(home),
         "AWS_ACCESS_KEY_ID": "embedded",
         "AWS_SECRET_ACCESS_KEY": "embedded",
-        "AWS_REGION": "us-east-1",
+        **dict.fromkeys(REGIONS, "us-east-1"),
     }
+
+
+def leave(home: Path) -> None:
+    """Keep the service in a folder up no longer."""
+    if home in _joined:
+        _joined.pop(home).close()

@@ -74,12 +74,18 @@ class Account:
     Args:
         region: None: what the AWS configuration says.
         endpoint: an address that stands for all services: the embedded one's.
+        key: what the user sets the region by.
 
     Raises:
         LaunchError: boto3 is not installed, no region is known, or there is no way to log in.
     """
 
-    def __init__(self, region: str | None = None, endpoint: str | None = None) -> None:
+    def __init__(
+        self,
+        region: str | None = None,
+        endpoint: str | None = None,
+        key: str = "launcher.region",
+    ) -> None:
         try:
             import boto3
         except ImportError:
@@ -96,8 +102,8 @@ class Account:
         self._there: set[str] = set()
         if self.session.region_name is None:
             raise LaunchError(
-                "launcher.region has no value, and your AWS configuration names no region. Type "
-                "launcher.region=us-east-1, or aws configure set region us-east-1."
+                f"{key} has no value, and your AWS configuration names no region. Type "
+                f"{key}=us-east-1, or aws configure set region us-east-1."
             )
         self.region = str(self.session.region_name)
 

@@ -32,8 +32,17 @@ class FileSystem(NamedTuple):
     security_groups: list[str]
 
 
-def resolve(claim: str, mount: str, context: str | None, namespace: str | None) -> str:
+def resolve(
+    claim: str, mount: str, context: str | None, namespace: str | None, region: str | None = None
+) -> str:
     """Return the overrides that give launcher=sagemaker the file system of a claim.
+
+    Args:
+        claim: the name of a PersistentVolumeClaim.
+        mount: the mount of the configuration that it is for.
+        context: of the kubeconfig; None: the current one.
+        namespace: None: the context's.
+        region: of the cluster; None: the AWS configuration's.
 
     Raises:
         LaunchError: the claim is not bound, is not on EFS or FSx, or one of the two sides cannot
@@ -42,7 +51,7 @@ def resolve(claim: str, mount: str, context: str | None, namespace: str | None) 
     from hydra_trainer.eks.cluster import Cluster
 
     cluster = Cluster(context, namespace)
-    found = find(cluster, Account(), claim)
+    found = find(cluster, Account(region, key="--region"), claim)
     words = [
         f"storage.mounts.{mount}.kind={found.kind}",
         f"storage.mounts.{mount}.file_system={found.id}",
