@@ -20,6 +20,8 @@ SHOWN = 12  # classes, and characters of a text times five
 
 def in_bytes(size: float) -> str:
     """Return a number of bytes for people: 12.5 MiB."""
+    if size == 1:
+        return "1 byte"
     for unit in ("bytes", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024 or unit == "TiB":
             break
@@ -100,7 +102,7 @@ def described(where: Place, index: Index) -> str:
 def _kind(column: Column, index: Index) -> str:
     if column.width is not None:
         shape = " x ".join(map(str, column.shape or ()))
-        return f"{column.dtype} {f'[{shape}], ' if shape else ''}{in_bytes(column.width)} a sample"
+        return f"{column.dtype}{f' [{shape}]' if shape else ''}, {in_bytes(column.width)} a sample"
     total = sum(shard.columns[column.name][1] for shard in index.shards)
     what = {"image": "PNG or JPEG", "utf-8": "text"}.get(column.encoding or "", column.dtype)
     return f"{what}, of any length, {in_bytes(total / index.samples)} a sample on average"

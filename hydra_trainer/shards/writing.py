@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from hydra_trainer.errors import DataError
 
-from .format import INDEX, OFFSET, Column, Index, Shard, aligned, checksum
+from .format import ALIGN, INDEX, OFFSET, Column, Index, Shard, aligned, checksum
 from .places import Occupied, Place
 
 SHARD_SIZE = 64 << 20
@@ -61,7 +61,8 @@ class Writer:
     ) -> None:
         self.place = place
         self.columns = tuple(columns)
-        self.shard_size = shard_size
+        # What lies between regions, and the offset at the end of each: not of any sample.
+        self._room = shard_size - sum(ALIGN + OFFSET.itemsize for _ in self.columns)
         self.shards: list[Shard] = []
         self.wrote: Callable[[int], None] = lambda size: None
         self._before = existing(place, overwrite)
@@ -86,7 +87,7 @@ class Writer:
         begin, ends = 0, np.cumsum(sizes)
         while begin < len(sizes):
             used = int(ends[begin - 1]) if begin else 0
-            fit = int(np.searchsorted(ends, self.shard_size - self._size + used, side="right"))
+            fit = int(np.searchsorted(ends, self._room - self._size + used, side="right"))
             if fit <= begin and self._samples:
                 self._flush()
                 continue
