@@ -20,7 +20,8 @@ SOURCE_SUFFIXES = frozenset({".py", ".c", ".cc", ".cpp", ".cu", ".cuh", ".h"})
 resolved configuration, and a run writes some, which must not make the same command another run."""
 
 NOT_SOURCE = frozenset({"tests", "docs", "benchmarks"})
-"""Folders whose files no run imports: editing a test does not make another run."""
+"""Folders whose files no run imports: editing a test does not make another run. Those at the top of
+a work tree do not travel either, unless a `_target_` names them: a ConfigMap holds 1 MiB."""
 
 PACKAGE_FOLDERS = ("datasets", "conf", "eks", "embedded", "launchers", "models")
 
@@ -30,8 +31,8 @@ class Bundle:
     """The files of a run's code.
 
     `files` maps the name in the archive to the file here: the work tree that git tracks or does
-    not ignore, the packages that `_target_`s name, and this package. `digest` (16 hex characters)
-    is of those that can change what a run computes.
+    not ignore, without its tests and docs, the packages that `_target_`s name, and this package.
+    `digest` (16 hex characters) is of those that can change what a run computes.
     """
 
     files: dict[str, Path]
@@ -127,6 +128,8 @@ def _tree_files(root: Path, without: tuple[Path, ...]) -> Iterator[tuple[str, Pa
         return
     for name in sorted(set(listed.split("\0")) - {""}):
         path = Path(top, name)
+        if Path(name).parts[0] in NOT_SOURCE:
+            continue
         if path.is_file() and not any(path.is_relative_to(folder) for folder in without):
             yield name, path
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hydra_trainer import config, launcher
-from hydra_trainer.bundle import Bundle
+from hydra_trainer.bundle import Bundle, collect
 from hydra_trainer.eks import manifests, marks
 from hydra_trainer.eks.options import Options
 from hydra_trainer.errors import ConfigError
@@ -186,6 +187,33 @@ def test_what_no_run_imports_makes_no_other_job(tmp_path: Path) -> None:
 
     (one, first), (two, second) = digest("before"), digest("after")
     assert one != two and first == second
+
+
+def test_the_folder_that_an_embedded_cluster_writes_to_makes_no_other_job() -> None:
+    """Two sweeps that have the same job find it in the other one's folder."""
+    spec, options = job("launcher.embedded=true")
+
+    def digest(output: str) -> tuple[str, str]:
+        made = manifests.manifests(replace(spec, output=output), options)["items"][-1]
+        return json.dumps(made["spec"]), made["metadata"]["annotations"][marks.DIGEST]
+
+    (one, first), (two, second) = digest("/here/sweeps/a/job"), digest("/here/sweeps/b/job")
+    assert one != two and first == second
+
+
+def test_tests_and_docs_do_not_travel_unless_a_target_names_them(tmp_path: Path) -> None:
+    for name in ("train.py", "pkg/model.py", "pkg/tests/data.py", "tests/drill.py", "docs/a.md"):
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("x = 1\n")
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+
+    def sent(*targets: str) -> set[str]:
+        files = collect(tmp_path, targets).files
+        return {name for name in files if not name.startswith("hydra_trainer/")}
+
+    assert sent() == {"train.py", "pkg/model.py", "pkg/tests/data.py"}
+    assert "tests/drill.py" in sent("tests.drill.Drill")  # our own: it is what Python finds
 
 
 # ------------------------------------------------------------------------------------------ names

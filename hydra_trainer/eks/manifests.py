@@ -59,7 +59,7 @@ def manifests(job: JobSpec, options: Options) -> dict[str, Any]:
             item["metadata"]["namespace"] = options.namespace
     items[-1]["metadata"]["annotations"] = {
         marks.IDENTITY: job.identity,
-        marks.DIGEST: _digest(items),
+        marks.DIGEST: _digest(items, job),
     }
     return {"apiVersion": "v1", "kind": "List", "items": items}
 
@@ -70,12 +70,15 @@ def forgets(job: JobSpec, options: Options) -> bool:
     return bool(found) and not options.embedded
 
 
-def _digest(items: list[dict[str, Any]]) -> str:
+def _digest(items: list[dict[str, Any]], job: JobSpec) -> str:
     # The code stands in it by the digest in its name: what else lies in the work tree, such as a
     # README, makes no other job.
     sent = [item["metadata"]["name"] if item.get("immutable") else item for item in items]
     text = json.dumps(sent, sort_keys=True, separators=(",", ":"))
     text = text.replace('"--again",', "")  # a second run of the same is the same job
+    # Nor does the folder of this machine that an embedded cluster writes to: two sweeps may have
+    # the same job. On a real one, run directories do not depend on the sweep.
+    text = text.replace(json.dumps(pod.own_place(job)), '""')
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -178,8 +178,13 @@ def _own_output(job: JobSpec) -> dict[str, Mount]:
     """Return a mount for run directories that are not in one of the configuration's."""
     if OUTPUT in job.mounts or storage.remote_output(job.config) is not None:
         return {}
-    local = str(Path(job.output).absolute().parent)
-    return {OUTPUT: Mount(OUTPUT, kind="pod", local=local, path="/hydra-trainer/output")}
+    here = own_place(job)
+    return {OUTPUT: Mount(OUTPUT, kind="pod", local=here, path="/hydra-trainer/output")}
+
+
+def own_place(job: JobSpec) -> str:
+    """Return the folder of this machine that stands for it on an embedded cluster."""
+    return str(Path(job.output).absolute().parent)
 
 
 def _is_claimed(mount: Mount) -> bool:
