@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -13,8 +14,6 @@ from hydra_trainer.objects import Objects, Settings
 from hydra_trainer.retry import Retry
 
 KEYS = {"AWS_ACCESS_KEY_ID": "me", "AWS_SECRET_ACCESS_KEY": "mine"}
-
-NOTHING_OF_AWS = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": "/dev/null"}
 
 
 class Clock:
@@ -78,14 +77,26 @@ class Script:
             for answer in self._answers:
                 connection, _ = self._listener.accept()
                 with connection:
-                    self.asked.append(connection.recv(1 << 16))
+                    self.asked.append(_request(connection))
                     connection.sendall(answer)
 
     def close(self) -> None:
         self._listener.close()
 
 
-def http(status: str, body: str = "", *headers: str) -> bytes:
+def _request(connection: socket.socket) -> bytes:
+    """Return a request with its body."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        got += connection.recv(1 << 16)
+    head, _, body = got.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    while length and len(body) < int(length[1]):
+        body += connection.recv(1 << 16)
+    return head + b"\r\n\r\n" + body
+
+
+def answer(status: str, body: str = "", *headers: str) -> bytes:
     """Return an answer, after which the connection ends."""
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
     return "\r\n".join([*head, "", body]).encode()
@@ -94,7 +105,7 @@ def http(status: str, body: str = "", *headers: str) -> bytes:
 def error(status: str, code: str, *more: str, message: str = "") -> bytes:
     """Return a refusal as S3 writes it."""
     body = f"<Error><Code>{code}</Code><Message>{message}</Message>{''.join(more)}</Error>"
-    return http(status, f'<?xml version="1.0" encoding="UTF-8"?>\n{body}')
+    return answer(status, f'<?xml version="1.0" encoding="UTF-8"?>\n{body}')
 
 
 def without_aws(environ: Sequence[str] = tuple(os.environ)) -> list[str]:

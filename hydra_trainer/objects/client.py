@@ -122,9 +122,11 @@ class Client:
             "read_timeout": timedelta(seconds=quiet(settings)),
             "connect_timeout": timedelta(seconds=min(CONNECTING, quiet(settings))),
         }
+        longest = min(5.0, settings.deadline_s / 4)
         pauses: Any = {
-            "init_backoff": timedelta(milliseconds=100),
-            "max_backoff": timedelta(seconds=min(15.0, settings.deadline_s / 4)),
+            # The library panics where the first one is not below the longest.
+            "init_backoff": timedelta(seconds=min(0.1, longest / 2)),
+            "max_backoff": timedelta(seconds=longest),
             "base": 2,
         }
 

@@ -13,6 +13,7 @@ EXPECTED = re.compile(r"expecting '([a-z0-9-]+)'")
 CAUSE = re.compile(r'message: "([^"]+)"|error: "([^"]+)"')
 DELETED = re.compile(r"failed for key .*?: (.*) \(code: (\w+)\)")
 METHOD = re.compile(r"Error performing (?:GET|HEAD|PUT|POST|DELETE) (http\S+)")
+NO_URL = "builder error"
 REDIRECT = "Received redirect without LOCATION"
 ROLE = re.compile(r"https?://[^/]+/latest/(api/token|meta-data)")
 """What a machine is asked for the credentials of its role."""
@@ -59,7 +60,7 @@ class Trouble:
     @property
     def is_passing(self) -> bool:
         """Whether the same request may go through later."""
-        if self.is_elsewhere:
+        if self.is_elsewhere or NO_URL in self.said:
             return False
         return not self.status or self.status >= 500 or self.status == 429 or self.code in AGAIN
 
