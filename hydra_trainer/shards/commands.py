@@ -18,7 +18,7 @@ from .format import INDEX, Index, checksum
 from .places import Occupied, Place, place
 from .sources import FORMS, SPLITS, TEXT, TEXTS, TOKENS, Options, Source, sources
 from .tools import counted, in_bytes
-from .writing import SHARD_SIZE, Writer
+from .writing import SHARD_SIZE, Writer, litter
 
 VERBS = {
     "pack": "make packed shards of CIFAR-10, images, parquet, text or token files",
@@ -153,6 +153,8 @@ def pack(
             writers = {}
             for split, source in found.items():
                 if split in kept:
+                    where = dest.below(split)
+                    where.remove(litter(where.sizes(), tools.index_of(where)))
                     print(f"{split}: there already, packed from the same source; left as it is")
                     continue
                 writers[split] = stack.enter_context(

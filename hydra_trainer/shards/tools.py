@@ -68,7 +68,7 @@ def _fault(where: Place, shard: Shard) -> str | None:
     try:
         found = where.measure(shard.file)
     except (DataError, OSError) as error:
-        return f"{shard.file} cannot be read: {error}"
+        return str(error)  # it names the file
     if found is None:
         return f"{shard.file} is missing"
     size, xxh3 = found

@@ -162,17 +162,18 @@ class Writer:
         named = {shard.file: shard.size for shard in self.shards}
         # Listed before the commit: what comes after it is of a job that replaces this set.
         there = self.place.sizes()
-        if missing := [file for file, size in named.items() if there.get(file) != size]:
-            raise Occupied(
-                f"{self.place.uri}: {missing[0]} was deleted while this job packed; another one "
-                "does too. Type it again when that one has ended."
-            )
+        missing = [file for file, size in named.items() if there.get(file) != size]
         try:
+            if missing and self.place.read(INDEX) == self._before:
+                raise Occupied(
+                    f"{self.place.uri}: {missing[0]} was deleted while this job packed; another "
+                    "one does too. Type it again when that one has ended."
+                )
             self.place.commit(self.index.dump(), self._before)
         except Occupied:
             self._leave(self._new)
             raise
-        self.place.remove([f for f in there if OURS.fullmatch(f) and f not in named])
+        self.place.remove(litter(there, self.index))
 
     def _leave(self, names: list[str]) -> None:
         """Delete shards of this job that the data set of the other one does not name."""
@@ -181,6 +182,12 @@ class Writer:
         if content is not None:
             theirs = {shard.file for shard in Index.parse(content, self.place.uri).shards}
         self.place.remove([name for name in names if name not in theirs])
+
+
+def litter(names: Iterable[str], index: Index) -> list[str]:
+    """Return which files killed packs, or a data set that was replaced, have left."""
+    named = {shard.file for shard in index.shards}
+    return [name for name in names if OURS.fullmatch(name) and name not in named]
 
 
 def existing(place: Place, overwrite: bool) -> bytes | None:
