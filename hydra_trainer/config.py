@@ -596,8 +596,19 @@ def job_name(plain: dict[str, Any], identity: str) -> str:
 
     It is the name of a folder here and on other machines: what is special in a path becomes a dash.
     """
-    prefix = plain["name"] or "-".join(_short(plain[key]) for key in ("model", "data"))
-    return f"{NOT_IN_A_PATH.sub('-', prefix).strip('-.')[:100] or 'run'}-{identity[:8]}"
+    return f"{NOT_IN_A_PATH.sub('-', _prefix(plain)).strip('-.')[:100] or 'run'}-{identity[:8]}"
+
+
+def _prefix(plain: dict[str, Any]) -> str:
+    return plain["name"] or "-".join(_short(plain[key]) for key in ("model", "data"))
+
+
+def named_after(launcher: str, plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose job has the launcher in its name.
+
+    For a sweep over launchers: jobs that train the same would have one run directory.
+    """
+    return {**plain, "name": f"{_prefix(plain)}-{launcher}"}
 
 
 def _short(node: Any) -> str:

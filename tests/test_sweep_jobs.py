@@ -79,6 +79,9 @@ def test_each_job_goes_to_its_own_place(typed: Type, three: None, tmp_path: Path
     assert [str(row.handle).partition(":")[0] for row in rows] == ["local", "eks", "sagemaker"]
     assert [row.state for row in rows] == [State.SUCCEEDED] * 3
     assert len({tuple(row.values) for row in rows}) == 1
+    # Together they would write into one run directory.
+    assert [row.name.split("-")[-2] for row in rows] == ["local", "eks", "sagemaker"]
+    assert len({row.output for row in rows}) == 3
     assert rows[0].values == [pytest.approx(bowl(0.01, 2.0))]
 
 

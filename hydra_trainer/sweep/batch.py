@@ -131,7 +131,8 @@ def _ended(asked: Sequence[Asked], directory: Path, composer: composing.Composer
 
 def _planned(composer: composing.Composer, asked: Asked, directory: Path) -> Planned:
     cfg = composer.compose(asked.overrides, asked.number)
-    plain, job, place = composing.planned(cfg, directory, composer.checked)
+    apart = "launcher" in asked.params
+    plain, job, place = composing.planned(cfg, directory, composer.checked, apart)
     again = job.again or bool(plain["launcher"].get("again"))
     basis = composer.basis(asked.overrides)
     return Planned(replace(job, again=again), place, basis)

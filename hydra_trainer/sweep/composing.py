@@ -155,7 +155,7 @@ def _form(override: Override) -> tuple[str, bool]:
 
 
 def planned(
-    cfg: DictConfig, directory: Path, checked: config.Checked | None = None
+    cfg: DictConfig, directory: Path, checked: config.Checked | None = None, apart: bool = False
 ) -> tuple[dict[str, Any], JobSpec, Launcher]:
     """Check the configuration of a job, and return it plain, with its job and its launcher.
 
@@ -163,6 +163,7 @@ def planned(
         cfg: what `Composer.compose` returned.
         directory: the folder of the sweep; the run directory is made below it, by the job's name.
         checked: `Composer.checked`, to look only once at what many jobs have.
+        apart: whether the sweep has the same jobs for several launchers.
 
     Raises:
         ConfigError: with every problem found.
@@ -171,6 +172,8 @@ def planned(
         plain = config.validate(cfg, checked)
     trusted = (*TRUSTED, *plain["trusted_modules"])
     place = instantiate(config.arguments(plain, "launcher"), trusted, "launcher")
+    if apart:
+        plain = config.named_after(place.scheme, plain)
     return plain, config.to_job(plain, directory.joinpath), place
 
 
