@@ -162,7 +162,7 @@ def test_what_we_take_for_a_bucket_botocore_does_too(bucket: str) -> None:
 def test_data_that_cannot_be_streamed_say_so() -> None:
     from hydra_trainer.datasets.cifar10 import CIFAR10
 
-    with pytest.raises(ConfigError, match="data.root is 's3://bucket/x'.*data=shards"):
+    with pytest.raises(ConfigError, match=r"data.root is 's3://bucket/x'.*data=shards"):
         CIFAR10("s3://bucket/x")
 
 

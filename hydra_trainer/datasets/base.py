@@ -113,8 +113,11 @@ def flag(key: str, value: object) -> list[str]:
 
 
 def location(key: str, value: object, what: str, example: str) -> list[str]:
-    """Return the problem with data.`key` when it is no text that could be a path."""
-    if isinstance(value, str) and value.startswith("s3://"):
+    """Return the problem with data.`key` when it is no text that could be such a path.
+
+    One in S3 is none, unless `what` names that.
+    """
+    if isinstance(value, str) and value.startswith("s3://") and "s3://" not in what:
         return [
             f"data.{key} is {value!r}, but these data are read from {what} of the machine. Type "
             f"data.{key}={example}, pack them for data=shards, which streams from S3 (docs/"
