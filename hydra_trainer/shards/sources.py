@@ -527,7 +527,8 @@ def _rows(
         tops = sorted({column.name.partition(".")[0] for column in columns})
         begin = row
         try:
-            opened = pyarrow.parquet.ParquetFile(file)
+            # Read as it comes: a row group at once may be gigabytes.
+            opened = pyarrow.parquet.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False)
             known = set(opened.schema_arrow.names)
             # A name may have a dot of its own.
             tops = [t for t in {*tops, *(c.name for c in columns)} if t in known]
@@ -674,12 +675,17 @@ def _tokens(place: Path, options: Options) -> dict[str, Source]:
             f"{place} has {size} bytes, no whole number of {dtype} tokens of {width} bytes: it is "
             f"empty, cut short, or needs another --tokens ({', '.join(TOKENS)})."
         )
-    tokens: Any = np.memmap(place, TOKENS[dtype], "r")
-    largest = max(int(part.max()) for part in _slices(tokens))
+    read = partial(_stored, place, TOKENS[dtype])
+    largest = max(int(part.max()) for part in read())
     facts = {"source": place.name, "vocab_size": largest + 1}
     identity = [_sizes([place], place.parent), dtype]
-    read = partial(_slices, tokens)
-    return _windowed(read, len(tokens), dtype, identity, facts, place.name, options)
+    return _windowed(read, size // width, dtype, identity, facts, place.name, options)
+
+
+def _stored(path: Path, dtype: str) -> Iterator[npt.NDArray[Any]]:
+    with path.open("rb") as file:
+        while len(part := np.fromfile(file, dtype, READ)):
+            yield part
 
 
 def _slices(tokens: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
