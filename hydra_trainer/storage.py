@@ -71,8 +71,14 @@ def _mount(name: str, node: Any) -> Mount:
 # --------------------------------------------------------------------------------- on this machine
 
 
+EMBEDDED = "HYDRA_TRAINER_EMBEDDED_S3"
+"""The variable that tells a pod of the embedded cluster where that folder is: it has another HOME."""
+
+
 def embedded_home() -> Path:
     """Return the folder of the embedded SageMaker service, whose S3 all commands here share."""
+    if place := os.environ.get(EMBEDDED):
+        return Path(place)
     cache = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
     return Path(cache) / "hydra-trainer" / "embedded-sagemaker"
 

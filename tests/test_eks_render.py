@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hydra_trainer import config, launcher
+from hydra_trainer import config, launcher, storage
 from hydra_trainer.bundle import Bundle, collect
 from hydra_trainer.eks import manifests, marks
 from hydra_trainer.eks.options import Options
@@ -317,9 +317,17 @@ def test_where_s3_is_reaches_every_client_in_the_pod() -> None:
 
 
 def test_the_embedded_cluster_has_the_s3_of_this_machine() -> None:
-    def embedded(*words: str) -> Any:
-        config = rendered("launcher.embedded=true", *words)["items"][0]["data"]["config.yaml"]
-        return yaml.safe_load(config)["storage"]["s3"]["embedded"]
+    def embedded(*words: str) -> bool:
+        made = rendered("launcher.embedded=true", *words)["items"]
+        roles = made[-1]["spec"]["pytorchReplicaSpecs"]
+        env = {
+            item["name"]: item.get("value")
+            for item in roles["Master"]["template"]["spec"]["containers"][0]["env"]
+        }
+        config = yaml.safe_load(made[0]["data"]["config.yaml"])
+        found = bool(config["storage"]["s3"]["embedded"])
+        assert env.get(storage.EMBEDDED) == (str(storage.embedded_home()) if found else None)
+        return found
 
     assert embedded("storage=s3") is True
     assert embedded("storage=s3", "storage.s3.endpoint=http://store:9000") is False

@@ -284,6 +284,8 @@ def code_name(job: JobSpec) -> str:
 def _env(job: JobSpec, options: Options, mounts: list[Mount]) -> list[dict[str, Any]]:
     places = {variable(mount.name): mount.path for mount in mounts}
     places |= storage.environment(job.config)
+    if options.embedded and storage.with_embedded_s3(job.config)["storage"]["s3"]["embedded"]:
+        places[storage.EMBEDDED] = str(storage.embedded_home())
     plain = {**OWN_ENV, **places, **environment(job, options)}
     found: list[dict[str, Any]] = [{"name": k, "value": _literal(v)} for k, v in plain.items()]
     return found + [_secret(key, place) for key, place in options.secrets.items()]
