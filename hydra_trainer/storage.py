@@ -72,7 +72,7 @@ def _mount(name: str, node: Any) -> Mount:
 
 
 EMBEDDED = "HYDRA_TRAINER_EMBEDDED_S3"
-"""The variable that tells a pod of the embedded cluster where that folder is: it has another HOME."""
+"""The variable that tells pods of the embedded cluster where that folder is."""
 
 
 def embedded_home() -> Path:
