@@ -117,7 +117,7 @@ class BatchSampler(Sampler[Indices]):
     `batch_size` counts the samples of one step over all `world_size` processes. An epoch's order
     is torch.randperm from (seed, epoch), or what `order` makes of them, cut into global batches;
     process `rank` takes its contiguous share of each, so all processes have the same number of
-    batches. With `order` a share is sorted, so that what lies together is read together.
+    batches.
 
     With `drop_last` the samples after the last whole batch are left out. Without, they form a last
     batch of their own, or join the one before when they are fewer than the processes: every
@@ -250,7 +250,7 @@ class BatchSampler(Sampler[Indices]):
             ends = np.cumsum([last - first for first, last in shares])
             for (low, _), values in zip(batches, np.split(samples, ends[:-1]), strict=True):
                 place = Place(self.seed, epoch, self.shuffle, low, *facts)
-                yield Indices(np.sort(values).tolist(), epoch, place)
+                yield Indices(values.tolist(), epoch, place)
 
     def _begin(self) -> tuple[int, int]:
         if self._begun == self.epoch:

@@ -17,6 +17,7 @@ lanes that no other reads when R divides C, and W loader workers of each when W 
 other R, W or B each sample still comes exactly once, but shards are read by more than one process.
 """
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,11 +71,11 @@ class Order:
         self.rank_lanes, self.batch_lanes = (1, 1) if whole else _lanes(layout, largest)
         lanes = self.rank_lanes * self.batch_lanes
         self.shards_in_window = len(sizes) if whole else max(1, layout.buffer // lanes // largest)
-        self.window_bytes = sum(sizes) if whole else self.shards_in_window * largest
         shards = np.arange(len(counts))
         if key is not None:
             shards = np.argsort(words(key, shards), kind="stable")
         each = np.asarray(counts, np.int64)
+        self._order = shards
         # Place 0 to size - 1 in the sequence of all shards, one after another.
         self._ends = np.cumsum(each[shards])[:-1]
         self._shift = _starts(each)[shards] - _starts(each[shards])
@@ -83,6 +84,9 @@ class Order:
         self._lane = self._lane_starts()
         windows = self._window_starts()
         self._window = windows
+        # For one batch at a time, Python's own numbers are quicker.
+        self._window_list = [*windows.tolist(), self.size]
+        self._slot_list, self._lane_list = slots.tolist(), self._lane.tolist()
         self._permuted: Permutations | None = None
         if key is not None:
             keys = words(key ^ _GOLDEN, np.arange(len(windows)))
@@ -104,12 +108,38 @@ class Order:
             place = first + self._permuted(window, place - first)
         return place + self._shift[np.searchsorted(self._ends, place, side="right")]
 
-    def lane(self, positions: npt.ArrayLike) -> Numbers:
-        """Return the lanes that these positions belong to."""
-        batch, slot = np.divmod(np.asarray(positions, np.int64), self.batch_size)
+    def windows(self, first: int, last: int) -> list[int]:
+        """Return the windows that the samples at positions from `first` to before `last` lie in."""
+        found: set[int] = set()
+        while first < last:
+            batch, slot = divmod(first, self.batch_size)
+            end = min(last, (batch + 1) * self.batch_size)
+            turn, lanes = divmod(batch, self.batch_lanes)
+            stop = slot + end - first
+            for part in range(
+                slot * self.rank_lanes // self.batch_size,
+                (stop - 1) * self.rank_lanes // self.batch_size + 1,
+            ):
+                begin, behind = self._slot_list[part : part + 2]
+                at = self._lane_list[lanes * self.rank_lanes + part]
+                at += turn * (behind - begin) - begin
+                low = bisect_right(self._window_list, at + max(slot, begin))
+                high = bisect_right(self._window_list, at + min(stop, behind) - 1)
+                found.update(range(low - 1, high))
+            first = end
+        return sorted(found)
+
+    def lanes_of(self, first: int, last: int) -> set[int]:
+        """Return the lanes that the positions from `first` to before `last` belong to."""
+        batch, slot = np.divmod(np.arange(first, last), self.batch_size)
         part = slot * self.rank_lanes // self.batch_size
-        found: Numbers = batch % self.batch_lanes * self.rank_lanes + part
-        return found
+        return set((batch % self.batch_lanes * self.rank_lanes + part).tolist())
+
+    def shards(self, window: int) -> list[int]:
+        """Return the shards that the samples of a window lie in."""
+        begin, end = self._window_list[window : window + 2]
+        first, last = np.searchsorted(self._ends, [begin, end - 1], side="right")
+        return self._order[first : last + 1].tolist()
 
     def _lane_starts(self) -> Numbers:
         """Return where each lane begins in the sequence: as many samples as it has positions."""
@@ -134,10 +164,13 @@ class Order:
 
 
 def _lanes(layout: Layout, largest: int) -> tuple[int, int]:
-    """Return (rank lanes, batch lanes): as asked for, halved until one shard of each fits."""
+    """Return (rank lanes, batch lanes): as asked for, halved until one shard of each fits.
+
+    Rather more of ranks: a batch mixes samples of all those, and of one of the others.
+    """
     ranks, batches = min(layout.rank_lanes, layout.batch_size), layout.batch_lanes
     while ranks * batches > 1 and ranks * batches * largest > layout.buffer:
-        if ranks >= batches:
+        if ranks > 2 * batches or batches == 1:
             ranks = (ranks + 1) // 2
         else:
             batches = (batches + 1) // 2
