@@ -1,5 +1,6 @@
 """Objects in S3, against the embedded service: what is read, written and listed, and how much."""
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -143,6 +144,14 @@ def test_what_the_configuration_says_comes_before_the_environment(
     assert bytes(Objects("s3://bucket/run").get("a")) == b"1"
 
 
+def test_a_silent_server_is_given_up_several_times_within_the_deadline(s3: Bucket) -> None:
+    client = s3.objects(deadline_s=8).client()
+    for one in (client.once, client.patient):
+        options = one.client_options
+        assert (options["read_timeout"], options["timeout"]) == ("2s", "8s")
+        assert options["connect_timeout"] == "2s"
+
+
 def test_the_library_comes_with_the_first_request(s3: Bucket) -> None:
     code = (
         "import sys; from hydra_trainer.objects import Objects; Objects('s3://bucket/a');"
@@ -254,6 +263,8 @@ def test_a_writer_writes_an_object(objects: Objects, s3: Bucket, size: int) -> N
             writer.write(memoryview(data)[at : at + 5_000_000])
             assert s3.names() == []
     assert writer.written == size
+    head = objects.head("a")
+    assert head is not None and head.etag == writer.etag
     assert objects.get("a", etag=writer.etag) == data
     assert s3.unfinished == []
 
@@ -337,6 +348,22 @@ def test_a_child_of_fork_has_a_client_of_its_own(objects: Objects) -> None:
     assert in_a_fork(child)
     assert bytes(objects.get("b")) == b"of the child", "the parent goes on with what it has"
     assert bytes(objects.get("c")) == DATA
+
+
+def test_a_child_that_throws_away_what_its_parent_used(objects: Objects) -> None:
+    objects.put("a", DATA)
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(_used_and_thrown_away, (objects.uri, objects.settings))
+
+
+def _used_and_thrown_away(uri: str, settings: Settings) -> bool:
+    """Leave nobody who knows of any Objects, nor of the library of the parent."""
+    found = [one for one in gc.get_objects() if isinstance(one, Objects)]
+    for one in found:
+        one._client = None
+    del found
+    gc.collect()
+    return bytes(Objects(uri, settings).get("a")) == DATA
 
 
 def test_a_child_that_is_born_before_the_first_request(s3: Bucket) -> None:

@@ -27,15 +27,16 @@ QUIETEST = 10.0  # seconds
 CONNECTING = 5.0  # seconds
 
 _lock = threading.Lock()
-_used_by: int | None = None
-"""The process whose threads the imported library runs on."""
+_is_parents = False
+"""Whether the library that is imported is one that a parent of this process has used."""
 _left: list[Any] = []
 """What a fork left behind. It is kept for ever: to take it down needs threads that are not here."""
 
 
 def _forked() -> None:
-    global _lock
+    global _lock, _is_parents
     _lock = threading.Lock()  # whoever held it is not in this process
+    _is_parents = NATIVE in sys.modules
 
 
 os.register_at_fork(after_in_child=_forked)
@@ -49,7 +50,7 @@ def library() -> Any:
 
     Raises ConfigError when it is not installed.
     """
-    global _used_by
+    global _is_parents
     with _lock:
         try:
             import obstore
@@ -57,9 +58,9 @@ def library() -> Any:
             raise ConfigError(
                 "s3:// needs the package obstore. Type pip install 'hydra-trainer[s3]'."
             ) from None
-        if _used_by not in (None, os.getpid()):
+        if _is_parents:
             obstore = _loaded_again()
-        _used_by = os.getpid()
+            _is_parents = False
         return obstore
 
 

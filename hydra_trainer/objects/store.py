@@ -267,6 +267,8 @@ class Objects:
             if_absent: write only if there is no such object. Raises Exists.
             if_match: write only if the object's ETag is this one. Raises Changed, or Gone.
 
+        With a condition it is one request, which has to get through within the deadline.
+
         A condition holds for what was there before the first try: an answer that gets lost makes no
         Exists of an object that this very call has written.
         """
