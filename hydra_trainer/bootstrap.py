@@ -461,7 +461,9 @@ def _give_up(run_dir: Path, limit: int) -> dict[str, Any] | None:
         return None
     path = run_dir / "attempts" / f"{socket.gethostname()}.json"
     found = [p.parent.name for p in (run_dir / "checkpoints").glob("*/manifest.json")]
-    newest = max(found, default="")
+    # Of a run with results in S3, rank 0 notes the newest here.
+    found.append(str((read_json(run_dir / "checkpoints.json") or {}).get("newest", "")))
+    newest = max(found)
     before = read_json(path) or {}
     count = int(before.get("count", 0)) + 1 if before.get("newest") == newest else 1
     with contextlib.suppress(OSError):

@@ -12,10 +12,10 @@ Lightning's own loop counters, so that the stock Trainer continues with the next
     epoch end    everything of an epoch is done, its validation included
 """
 
+import logging
 import math
 import random
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
@@ -25,15 +25,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from . import distributed
-from .checkpoint import STATE, Checkpoint, CheckpointError, Store, Writer
+from .checkpoints.files import STATE
+from .checkpoints.store import Checkpoint, Store
+from .checkpoints.writing import Writer
 from .distributed import Agreement
-from .errors import NaNLossError
+from .errors import CheckpointError, NaNLossError
 from .goals import goals
 from .preemption import StopFlag, Stopped
 from .progress import Progress
 
 if TYPE_CHECKING:
     from .data import BatchSampler
+    from .mirror import Mirror
+
+log = logging.getLogger(__name__)
 
 KEY = "hydra_trainer"
 """Our section of a checkpoint."""
@@ -74,6 +79,7 @@ class Core(Callback):
         store: where checkpoints go; None switches saving off.
         writer: who writes them.
         facts: entries for every manifest: identity, model.
+        mirror: who brings what is beside the checkpoints to S3, on rank 0.
     """
 
     def __init__(
@@ -84,8 +90,10 @@ class Core(Callback):
         store: Store | None,
         writer: Writer,
         facts: dict[str, Any],
+        mirror: "Mirror | None" = None,
     ) -> None:
         self.flag = flag
+        self.mirror = mirror
         self.progress = progress
         self.store = store
         self.writer = writer
@@ -111,7 +119,7 @@ class Core(Callback):
         self._loss_sum: Tensor | None = None
         self._loss_count = 0
         self._logged_step = -1
-        self._saved: Path | None = None
+        self._saved: str | None = None
         self._finite_step = 0
 
     # ------------------------------------------------------------------------------ start, end
@@ -139,7 +147,7 @@ class Core(Callback):
             trainer.should_stop = bool(self.resume["should_stop"])
             if self.store is not None:
                 # It must not be written over: killed in between, the run would lose its place.
-                self._saved = self.store.folder(trainer.global_step, self.resume["position"])
+                self._saved = self.store.name(trainer.global_step, self.resume["position"])
         self._stop_if_agreed(trainer, save=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,7 +163,7 @@ class Core(Callback):
         if self.writer.error is not None:
             raise CheckpointError(
                 f"The final weights could not be saved: {self.writer.error}. Make room in "
-                f"{self.store.root} and run the same command again: it goes on from the last "
+                f"{self.store.uri} and run the same command again: it goes on from the last "
                 "checkpoint."
             )
 
@@ -248,7 +256,7 @@ class Core(Callback):
     def _refuse(self, what: str) -> NoReturn:
         self.writer.finish()
         good = self.store.latest() if self.store else None
-        where = f"the last good checkpoint is {good.path}" if good else "there is no checkpoint"
+        where = f"the last good checkpoint is {good.uri}" if good else "there is no checkpoint"
         raise NaNLossError(
             f"{what}; {where}. Common causes: a learning rate that is too high (optim.lr), no "
             "gradient clipping (trainer.gradient_clip_val=1.0), bad samples. debug=default or "
@@ -341,8 +349,8 @@ class Core(Callback):
             return
         step = trainer.global_step
         done = self._position in ("validated", "epoch end")
-        folder = self.store.folder(step, self._position)
-        if folder == self._saved:
+        name = self.store.name(step, self._position)
+        if name == self._saved:
             return
         # Never save weights that a NaN has reached.
         self._finite_loss(step)
@@ -356,14 +364,21 @@ class Core(Callback):
             # A copy: the manifest is written later, when there may be newer ones.
             "metrics": dict(self.metrics) if done else {},
         }
-        self._saved = folder
-        trainer.save_checkpoint(folder / STATE, weights_only=False, storage_options=meta)
+        self._saved = name
+        path = f"{self.store.uri}/{name}/{STATE}"
+        trainer.save_checkpoint(path, weights_only=False, storage_options=meta)
 
-    def prune(self) -> None:
-        """Delete what the policy does not keep; called after a commit."""
-        if self.store is not None:
-            conf, goal = self.checkpoint_conf, self.goals[0]
+    def committed(self, name: str) -> None:
+        """Delete what the policy does not keep, and mirror the rest of the run; after a commit."""
+        if self.store is None:
+            return
+        conf, goal = self.checkpoint_conf, self.goals[0]
+        try:
             self.store.prune(conf["keep_last"], conf["keep_best"], goal.metric, goal.mode)
+        except OSError as error:  # the checkpoint is there all the same
+            log.warning("Old checkpoints are left for the next time: %s", error)
+        if self.mirror is not None:
+            self.mirror.push(name)
 
     def seconds(self) -> float:
         """Return how long this run has trained, over all its sittings."""

@@ -27,7 +27,7 @@ from omegaconf.errors import (
 from .bundle import Bundle, collect
 from .errors import ConfigError, did_you_mean
 from .job import JobSpec, Resources
-from .storage import STAND_IN, local_output, mounts, storage_problems
+from .storage import STAND_IN, local_output, mounts, remote_output, storage_problems
 from .targets import TRUSTED, check_targets, signature_problems
 
 # ------------------------------------------------------------------------------------- schema
@@ -71,6 +71,7 @@ class CheckpointConf:
     keep_last: int = 2  # at least 2, so that a damaged one has a good one before it
     keep_best: int = 1  # by the objective
     asynchronous: bool = True  # write in the background, from a copy
+    on_failure: str = "continue"  # continue | stop: what a save that was refused does to the run
     init_from: str | None = None  # a checkpoint or run directory whose weights to start from
 
 
@@ -143,6 +144,7 @@ class RunConf:
     dir: str = ""
     identity: str = ""
     code_digest: str = ""
+    remote: str | None = None  # where in S3 checkpoints and results go; null: into dir
 
 
 @dataclass
@@ -222,6 +224,7 @@ ONE_OF = {
     "trainer.strategy": ("auto", "ddp", "fsdp"),
     "trainer.process_group_backend": ("auto", "nccl", "gloo", "smddp"),
     "trainer.progress": ("auto", "bar", "lines", "off"),
+    "checkpoint.on_failure": ("continue", "stop"),
     "objective.mode": ("min", "max"),
     "objective.value": ("best", "last"),
     "code.delivery": ("configmap", "s3", "volume", "image"),
@@ -636,6 +639,7 @@ def to_job(
         "dir": output,
         "identity": digest,
         "code_digest": code.digest,
+        **({"remote": f"{remote}/{Path(output).name}"} if (remote := remote_output(plain)) else {}),
     }
     return JobSpec(
         name=name,

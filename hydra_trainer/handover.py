@@ -1,8 +1,8 @@
 """A checkpoint that one machine has, on all machines of a job.
 
-Where results lie on EFS or FSx, every machine sees them. Elsewhere (SageMaker's checkpoint folder,
-a pod's own disk) only the machine of rank 0 has what it wrote; the others get a copy when they
-need one.
+Where results lie on EFS, on FSx or in S3, every machine sees them. Elsewhere (SageMaker's
+checkpoint folder, a pod's own disk) only the machine of rank 0 has what it wrote; the others get a
+copy when they need one.
 """
 
 import os
@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import torch
 import torch.distributed as dist
 
 from . import distributed
-from .checkpoint import Checkpoint
+from .checkpoints.folder import Folder
+from .checkpoints.store import Checkpoint
 from .distributed import SideGroup
 from .errors import CheckpointError
 
@@ -25,24 +27,24 @@ CHUNK = 64 << 20  # bytes that are sent at once
 
 
 @contextmanager
-def on_every_machine(path: Path, timeout_s: float) -> Iterator[Path]:
-    """Yield where this machine has the state of a checkpoint: `path`, or a copy for the time.
+def on_every_machine(found: Checkpoint, timeout_s: float) -> Iterator[Checkpoint]:
+    """Yield a checkpoint where this machine has it: as it was `found`, or a copy for the time.
 
-    All ranks call it, with rank 0's path. Each machine trusts its own file only if its checksum is
-    right: a folder that is synchronised in the background may hold half of one.
+    All ranks call it, with what rank 0 found. Each machine trusts its own file only if its checksum
+    is right: a folder that is synchronised in the background may hold half of one.
 
     Raises:
         CheckpointError: a machine has not got all parts of a sharded checkpoint.
     """
-    if distributed.world_size() == distributed.local_world_size():
-        yield path
+    if found.place.is_remote or distributed.world_size() == distributed.local_world_size():
+        yield found
         return
     leads = distributed.local_rank() == 0
-    has_it = _has(path) if leads else True
+    has_it = _has(found) if leads else True
     folder = None if has_it else tempfile.mkdtemp(prefix="hydra-trainer-checkpoint-")
     side = distributed.side_group(timeout_s)
     try:
-        yield _place(path, has_it, folder, side)
+        yield _place(found, has_it, folder, side)
         dist.barrier(side.group)  # all ranks of this machine have read the copy
     finally:
         distributed.leave(side)
@@ -50,28 +52,31 @@ def on_every_machine(path: Path, timeout_s: float) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _has(path: Path) -> bool:
-    """Tell whether a checkpoint is whole on this machine; `path` is its file or its shards."""
-    found = Checkpoint.read(path.parent)
-    return found is not None and path.exists() and found.fault() is None
+def _has(found: Checkpoint) -> bool:
+    """Tell whether a checkpoint is whole on this machine."""
+    here = Checkpoint.read(found.place, found.name)
+    return here is not None and here.files == found.files and here.fault() is None
 
 
-def _place(path: Path, has_it: bool, folder: str | None, side: SideGroup) -> Path:
+def _place(found: Checkpoint, has_it: bool, folder: str | None, side: SideGroup) -> Checkpoint:
     machine = os.environ.get("GROUP_RANK", "0")
     told: list[Any] = [None] * distributed.world_size()
     dist.all_gather_object(told, (machine, has_it, folder), group=side.group)
     if all(there for _, there, _ in told):
-        return path
-    copies = {where: Path(copy, path.name) for where, _, copy in told if copy is not None}
-    size = [path.stat().st_size if path.is_file() else -1] if distributed.rank() == 0 else [0]
-    dist.broadcast_object_list(size, src=0, group=side.group)
-    if size[0] < 0:
+        return found
+    copies = {where: Path(copy) for where, _, copy in told if copy is not None}
+    if found.is_sharded:
         raise CheckpointError(
-            f"{path} is a sharded checkpoint whose parts are on several machines, and this one has "
-            "not got them all. Put storage.output on EFS or FSx (storage=efs, storage=fsx)."
+            f"{found.state} is a sharded checkpoint whose parts are on several machines, and this "
+            "one has not got them all. Put storage.output on EFS or FSx (storage=efs, "
+            "storage=fsx), or in S3 (storage.output=s3://BUCKET/PREFIX)."
         )
-    _send(path, size[0], copies[machine] if folder is not None else None, side)
-    return copies.get(machine, path)
+    target = None
+    if folder is not None:
+        target = Path(folder, found.name, found.file)
+        target.parent.mkdir()
+    _send(Path(found.state), found.size, target, side)
+    return replace(found, place=Folder(copies[machine])) if machine in copies else found
 
 
 def _send(path: Path, size: int, copy: Path | None, side: SideGroup) -> None:

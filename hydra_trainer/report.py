@@ -43,8 +43,10 @@ def summary(
     directory = Path(job.output)
     words = [word for word in words if word != "again=true"]
     print()
-    where = ("run directory", shown(directory)) if handle is None else ("job", str(handle))
-    _print_table([list(row) for row in (*_rows(result, directory), where)])
+    where = [("run directory", shown(directory)) if handle is None else ("job", str(handle))]
+    if remote := job.config["run"].get("remote"):
+        where.append(("kept in", remote))
+    _print_table([list(row) for row in (*_rows(result, directory), *where)])
     print("\nNext:")
     for what, line in _next(job, directory, words):
         print(f"  # {what}\n  {line}")
@@ -118,5 +120,7 @@ def failed(result: dict[str, Any]) -> str:
 def _saved_step(directory: Path) -> int | None:
     """Return the step of the newest checkpoint in a run directory; None where there is none."""
     found = (directory / "checkpoints").glob("step=*/manifest.json")
-    steps = (re.match(r"step=(\d+)", path.parent.name) for path in found)
+    in_s3 = bootstrap.read_json(directory / "checkpoints.json") or {}
+    names = [*(path.parent.name for path in found), str(in_s3.get("newest", ""))]
+    steps = (re.match(r"step=(\d+)", name) for name in names)
     return max((int(step[1]) for step in steps if step), default=None)

@@ -5,9 +5,11 @@ the model are sharded one by one, so that only one layer's parameters are whole 
 on CPUs with gloo as well as on GPUs.
 """
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,15 +17,24 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint import save as save_shards
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystem
+from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 from . import distributed
-from .checkpoint import SHARDS, cannot_be_saved, digesting, sync_folder, write_state
+from .checkpoints.files import SHARDS, Facts, Place
+from .checkpoints.reading import State
+from .checkpoints.store import Checkpoint
+from .checkpoints.writing import cannot_be_saved, name_in, write_state
 from .errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -31,7 +42,12 @@ if TYPE_CHECKING:
 
 STEPS = ("training_step", "validation_step", "test_step")
 METADATA = "meta.pt"
-"""Lightning's name for what is not sharded: loops, callbacks, schedules."""
+"""What is not sharded: loops, callbacks, schedules."""
+INDEX = ".metadata"
+"""torch's name for what tells which part of a tensor is where."""
+LONGEST = timedelta(hours=1)
+"""How long a rank that has written its shards waits for the others. One that died is noticed at
+once."""
 
 
 def shard(model: LightningModule) -> None:
@@ -49,36 +65,78 @@ def shard(model: LightningModule) -> None:
         register_fsdp_forward_method(model, step)
 
 
-class _Disk(FileSystem):
-    """The file system that torch's writer of shards writes to.
+class _Shards(FileSystemBase):
+    """The files of one sharded checkpoint, for torch's writer and reader of shards.
 
-    It knows size and digest of each file without reading it again, and a write that was refused
-    raises what the disk said.
+    Paths are names in the checkpoint's shards/. It knows size and digest of each file that it
+    wrote without reading it again, and a write that was refused raises what the place said.
     """
 
-    def __init__(self) -> None:
-        self.written: dict[str, dict[str, Any]] = {}
+    def __init__(self, place: Place, name: str) -> None:
+        self.place, self.name = place, name
+        self.written: dict[str, Facts] = {}
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        with Path(path).open(mode, buffering=0) as raw, digesting(raw) as stream:  # type: ignore[arg-type]
-            yield stream
-        self.written[Path(path).name] = stream.facts()
+        file = str(path).removesuffix(".tmp")  # the place itself writes files whole or not at all
+        if mode != "rb":
+            with self.place.writing(self.name, f"{SHARDS}/{file}") as out:
+                yield out
+            self.written[file] = out.facts()
+        elif file == INDEX:
+            yield io.BytesIO(self.part(file))
+        else:
+            yield partial(self.part, file)
+
+    def part(self, file: str, start: int = 0, length: int | None = None) -> Any:
+        return self.place.read(self.name, f"{SHARDS}/{file}", start, length)
 
     def rename(self, path: Any, new_path: Any) -> None:
-        super().rename(path, new_path)
-        self.written[Path(new_path).name] = self.written.pop(Path(path).name)
+        """It has its final name."""
+
+    def concat_path(self, path: Any, suffix: str) -> str:
+        return suffix
+
+    def init_path(self, path: Any) -> Any:
+        return path
+
+    def mkdir(self, path: Any) -> None:
+        """Its place makes what it needs."""
+
+    def exists(self, path: Any) -> bool:
+        return False  # the folder was cleaned
+
+    def rm_file(self, path: Any) -> None:
+        """There is nothing to remove: see `exists`."""
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        return True
+
+
+class _Reader(FileSystemReader):
+    """Reads what it needs of a shard, one request for each tensor."""
+
+    def __init__(self, shards: _Shards) -> None:
+        super().__init__("")
+        self.fs = shards  # type: ignore[assignment]
+
+    def _slice_file(self, file: Any, sinfo: Any) -> io.BytesIO:
+        return io.BytesIO(file(sinfo.offset, sinfo.length))
 
 
 class ShardedStrategy(ModelParallelStrategy):
     """FSDP2 with checkpoints that are committed as all others are.
 
-    Every rank writes and digests its own shards; rank 0 writes the manifest.
+    Every rank stages, writes and digests its own shards behind training; when all have, rank 0
+    writes the manifest. The threads of the ranks that do so agree in a group of their own, which no
+    gradient goes through, and all of them come to the same end: what fails, fails on every rank.
     """
 
     def __init__(self, core: "Core") -> None:
         super().__init__(data_parallel_size=distributed.world_size(), tensor_parallel_size=1)
         self._core = core
+        self._group: Any = None
 
     def connect(self, model: LightningModule) -> None:
         super().connect(model)
@@ -86,31 +144,47 @@ class ShardedStrategy(ModelParallelStrategy):
             model._hydra_trainer_sharded = True  # type: ignore[assignment]
             model.configure_model = lambda: shard(model)  # type: ignore[method-assign]
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None
-    ) -> None:
-        """Save all shards, then commit, in the foreground. What fails, fails on every rank."""
-        folder, meta = Path(filepath).parent, dict(storage_options or {})
-        self._core.writer.save_now(lambda: self._save(checkpoint, folder, meta))
+    def lightning_module_state_dict(self) -> dict[str, Any]:
+        """Return the shards where they are: the copy that is written is made of them."""
+        assert self.model is not None
+        return get_model_state_dict(self.model)
 
-    def _save(self, checkpoint: dict[str, Any], folder: Path, meta: dict[str, Any]) -> None:
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        assert self.model is not None
+        return get_optimizer_state_dict(self.model, getattr(optimizer, "optimizer", optimizer))
+
+    def save_checkpoint(
+        self, checkpoint: State, filepath: Any, storage_options: Any | None = None
+    ) -> None:
+        """Save all shards, then commit."""
+        name, meta = name_in(filepath), dict(storage_options or {})
+        writer = self._core.writer
+        if dist.get_backend() == "smddp":  # which has no second group for the threads
+            writer.save_now(lambda: self._save(checkpoint, name, meta))
+            return
+        if self._group is None:
+            self._group = dist.new_group(backend="gloo", timeout=LONGEST)
+        writer.save(checkpoint, lambda state: self._save(state, name, meta))
+
+    def _save(self, checkpoint: State, name: str, meta: dict[str, Any]) -> None:
         store, first = self._core.store, self.global_rank == 0
         assert store is not None
         try:
-            self._on_all_ranks(lambda: store.clean(folder) if first else None)
-            found = self._on_all_ranks(lambda: self._write(checkpoint, folder / SHARDS))
+            self._on_all_ranks(lambda: store.clean(name) if first else None)
+            found = self._on_all_ranks(lambda: self._write(checkpoint, store.place, name))
             if first:
-                sync_folder(folder / SHARDS)
+                store.place.sync(name, SHARDS)
                 files = {
                     f"{SHARDS}/{name}": facts for part in found for name, facts in part.items()
                 }
-                store.commit(folder, meta, files)
+            # A commit that fails is known to all ranks, too: they act alike.
+            self._on_all_ranks(lambda: store.commit(name, meta, files) if first else None)
         except BaseException:
             if first:
-                store.remove(folder)  # its room may be what the next one needs
+                store.remove(name)  # its room may be what the next one needs
             raise
         if first:
-            self._core.prune()
+            self._core.committed(name)
 
     def _on_all_ranks(self, work: Callable[[], Any]) -> list[Any]:
         """Do a part of a save on every rank; return what each returned, or raise on all alike."""
@@ -120,59 +194,76 @@ class ShardedStrategy(ModelParallelStrategy):
         except (OSError, CheckpointError) as error:
             outcome = error
         outcomes: list[Any] = [None] * self.world_size
-        dist.all_gather_object(outcomes, outcome)
+        dist.all_gather_object(outcomes, outcome, group=self._group)
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
         return outcomes
 
-    def _write(self, checkpoint: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
-        """Write this rank's part as Lightning reads it; return size and digest of its files.
+    def _write(self, checkpoint: State, place: Place, name: str) -> dict[str, Facts]:
+        """Write this rank's part; return size and digest of its files.
 
         Rank 0 writes as well what is not sharded.
         """
-        sharded = {"state_dict": checkpoint.pop("state_dict")}
-        for number, state in enumerate(checkpoint.pop("optimizer_states", [])):
+        rest = dict(checkpoint)
+        sharded = {"state_dict": rest.pop("state_dict")}
+        for number, state in enumerate(rest.pop("optimizer_states", [])):
             sharded[f"optimizer_{number}"] = state
-        writer = FileSystemWriter(folder)
-        writer.fs = disk = _Disk()
+        writer = FileSystemWriter("", sync_files=False)  # the place does it
+        writer.fs = shards = _Shards(place, name)  # type: ignore[assignment]
         try:
-            save_shards(sharded, storage_writer=writer)
+            save_shards(sharded, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:  # on all ranks, with what each of them met
             causes = [cause for _, (cause, _) in sorted(error.failures.items())]
             refused = [cause for cause in causes if isinstance(cause, OSError)]
             raise refused[0] if refused else cannot_be_saved(causes[0]) from error
         if self.global_rank == 0:
-            disk.written[METADATA] = write_state(checkpoint, folder / METADATA)
-        return disk.written
+            shards.written[METADATA] = write_state(rest, place, name, f"{SHARDS}/{METADATA}")
+        return shards.written
 
-    def load_checkpoint(
-        self, checkpoint_path: Any, weights_only: bool | None = None
-    ) -> dict[str, Any]:
-        with _plain_errors(Path(checkpoint_path)):
-            return super().load_checkpoint(checkpoint_path, weights_only)
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> State:
+        """Read this rank's part of the weights and the optimizers' states; return the rest."""
+        store, model = self._core.store, self.model
+        assert store is not None and model is not None and self.lightning_module is not None
+        found = Checkpoint(store.place, name_in(checkpoint_path), {})
+        shards = _Shards(found.place, found.name)
+        with _plain_errors(str(checkpoint_path)):
+            weights = {"state_dict": get_model_state_dict(model)}
+            load_shards(weights, storage_reader=_Reader(shards))
+            strict = self.lightning_module.strict_loading
+            model.load_state_dict(weights["state_dict"], strict=strict)
+            options = StateDictOptions(cpu_offload=True)
+            for number, optimizer in enumerate(self.optimizers):
+                key = f"optimizer_{number}"
+                states = {key: get_optimizer_state_dict(model, optimizer)}
+                load_shards(states, storage_reader=_Reader(shards))
+                set_optimizer_state_dict(
+                    model, optimizer, optim_state_dict=states[key], options=options
+                )
+        rest: State = torch.load(io.BytesIO(shards.part(METADATA)), weights_only=True)
+        return rest
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, found: Checkpoint) -> None:
     """Load the weights of a sharded checkpoint into a model that is sharded the same or not.
 
     Raises:
         CheckpointError: they cannot be read.
     """
     state = {"state_dict": model.state_dict()}
-    with _plain_errors(path):
-        load_shards(state, checkpoint_id=str(path))
+    with _plain_errors(found.state):
+        load_shards(state, storage_reader=_Reader(_Shards(found.place, found.name)))
     model.load_state_dict(state["state_dict"])
 
 
 @contextmanager
-def _plain_errors(path: Path) -> Iterator[None]:
+def _plain_errors(where: str) -> Iterator[None]:
     """Turn what torch raises when loading, which is no Exception, into a CheckpointError."""
     try:
         yield
     except CheckpointException as error:
         cause, _ = next(iter(error.failures.values()))
-        raise CheckpointError(f"{path} cannot be loaded: {cause}.") from error
+        raise CheckpointError(f"{where} cannot be loaded: {cause}.") from error
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

@@ -9,7 +9,7 @@ import time
 import warnings
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -18,9 +18,12 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Stra
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.utils.data import DataLoader
 
-from . import __version__, checkpoint, distributed, handover, metrics, optim, overhead
+from . import __version__, distributed, handover, metrics, optim, overhead
 from .callbacks import Core, committed, finished_epochs
-from .checkpoint import CommittedCheckpointIO, Store, Writer
+from .checkpoints import reading
+from .checkpoints.folder import Folder
+from .checkpoints.store import Checkpoint, Store, find, place, stored
+from .checkpoints.writing import CommittedCheckpointIO, Writer, closing
 from .config import arguments, get
 from .data import BatchSampler, resumable
 from .errors import ConfigError, DataError
@@ -30,18 +33,25 @@ from .progress import choose
 from .report import shown
 from .targets import TRUSTED, instantiate
 
+if TYPE_CHECKING:
+    from .mirror import Mirror
+    from .objects import Settings
+
 log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "lightning", "torchmetrics", "hydra-core", "omegaconf", "numpy")
 
 
-def train(config: dict[str, Any], flag: StopFlag | None = None) -> dict[str, Any]:
+def train(
+    config: dict[str, Any], flag: StopFlag | None = None, mirror: "Mirror | None" = None
+) -> dict[str, Any]:
     """Train, or go on training, and return the result.
 
     Args:
         config: a validated configuration with its `run` section filled in, and no open
             interpolations left.
         flag: whether this process was asked to stop; one that never is, when left out.
+        mirror: on rank 0 of a run whose results are in S3, who brings them there.
 
     Returns:
         The result: status, objective, metrics, checkpoints, steps, seconds and so on; plain
@@ -51,13 +61,13 @@ def train(config: dict[str, Any], flag: StopFlag | None = None) -> dict[str, Any
         Stopped: a signal asked for it; `unsaved` says why the state is not saved, where it is not.
         ConfigError, DataError, CheckpointError, NaNLossError: as their names say.
     """
-    return _Session(config, flag or NoStopFlag()).run()
+    return _Session(config, flag or NoStopFlag(), mirror).run()
 
 
 class _Session:
     """One sitting: everything between the start of this process and its result."""
 
-    def __init__(self, config: dict[str, Any], flag: StopFlag) -> None:
+    def __init__(self, config: dict[str, Any], flag: StopFlag, mirror: "Mirror | None") -> None:
         self.config = config
         self.conf: dict[str, Any] = config["trainer"]
         self.directory = Path(config["run"]["dir"])
@@ -65,9 +75,11 @@ class _Session:
         self.debug: str = config["debug"]["mode"]
         self.first = distributed.rank() == 0
         self.gpu = distributed.use_gpu(self.conf["accelerator"])
-        saving = config["checkpoint"]["enabled"]
-        self.store = Store(self.directory / "checkpoints") if saving else None
-        self.writer = Writer(config["checkpoint"]["asynchronous"])
+        self.settings = self._settings()
+        self.store = self._store() if config["checkpoint"]["enabled"] else None
+        self.writer = Writer(
+            config["checkpoint"]["asynchronous"], config["checkpoint"]["on_failure"] == "stop"
+        )
         self.core = Core(
             flag,
             choose(self.conf["progress"], self.first),
@@ -79,36 +91,71 @@ class _Session:
                 "model": config["model"]["_target_"],
                 "seed": config["seed"],
             },
+            mirror,
         )
+        self.door = CommittedCheckpointIO(
+            self.store or Store(self.directory / "checkpoints"), self.writer, self.core.committed
+        )
+
+    def _settings(self) -> "Settings | None":
+        """Return how S3 is reached, where the run has to do with it."""
+        places = (self.config["run"].get("remote"), self.config["checkpoint"]["init_from"])
+        if not any(str(one).startswith("s3://") for one in places):
+            return None
+        from .objects import Settings  # the library behind it comes with an extra
+
+        return Settings.of(self.config)
+
+    def _store(self) -> Store:
+        remote = self.config["run"].get("remote")
+        if not remote:
+            return Store(Folder(self.directory / "checkpoints"))
+        return Store(place(stored(remote, self.settings), self.settings))
 
     def run(self) -> dict[str, Any]:
         self._quieten()
         self._start_process()
         data = self._data()
         model = self._model()
-        resume = self.store.to_resume() if self.store and self.first else None
-        path = self._broadcast(str(resume.state) if resume else None)
-        step = self._broadcast(resume.step if resume else 0)
+        resume, state = self._agreed(
+            reading.restore(self.store) if self.store and self.first else None
+        )
         self._wire_optimizer(model)
-        trainer = self._trainer(step, resumed=path is not None)
+        trainer = self._trainer(resume.step if resume else 0, resumed=resume is not None)
         overhead.trim(trainer, model, data)
-        self._greet(model, path, step)
+        self._greet(model, resume)
         self._log_config(trainer)
+        began, samples = time.monotonic(), self.core.samples
         try:
-            return self._fit_and_test(trainer, model, data, path)
+            with closing(self.writer), contextlib.ExitStack() as copies:
+                path = None
+                if resume is not None:
+                    resume = copies.enter_context(self._on_every_machine(resume))
+                    path = self._hand_over(model, resume, state)
+                    del state  # Lightning has it, and lets go of it when it was restored
+                trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
+            return self._end(trainer, model, data, began, samples)
         finally:
             self._finish_loggers(trainer)
 
-    def _fit_and_test(
-        self, trainer: Trainer, model: LightningModule, data: LightningDataModule, path: str | None
+    def _hand_over(
+        self, model: LightningModule, resume: Checkpoint, state: reading.State | None
+    ) -> str:
+        """Give Lightning the state of a checkpoint; return what it takes for its path."""
+        state = state or self._state(resume)
+        reading.check_weights(state, model, resume.state)
+        if not resume.is_sharded:
+            self.door.give(state)
+        return resume.state
+
+    def _end(
+        self,
+        trainer: Trainer,
+        model: LightningModule,
+        data: LightningDataModule,
+        began: float,
+        samples: int,
     ) -> dict[str, Any]:
-        began, samples = time.monotonic(), self.core.samples
-        with checkpoint.closing(self.writer), contextlib.ExitStack() as copies:
-            if path is not None:
-                place = copies.enter_context(self._on_every_machine(path))
-                self._check_weights(model, place)
-                path = str(place)
-            trainer.fit(model, datamodule=data, ckpt_path=path, weights_only=True)
         fit_seconds = time.monotonic() - began
         rate = (self.core.samples - samples) / max(fit_seconds, 1e-9)
         self.core.seconds_before, self.core.fit_started = self.core.seconds(), time.monotonic()
@@ -198,10 +245,10 @@ class _Session:
                 f"model._target_ is {self.config['model']['_target_']!r}, which makes a "
                 f"{type(model).__name__}, but must be a LightningModule."
             )
-        if place := self.config["checkpoint"]["init_from"]:
-            path = checkpoint.find(place)
-            self._check_weights(model, path)
-            self._load_weights(model, path)
+        if where := self.config["checkpoint"]["init_from"]:
+            found, state = reading.opened(find(where, self.settings))
+            reading.check_weights(state, model, found.state)
+            self._load_weights(model, found, state)
         if self.gpu and getattr(model, "channels_last", False):
             model.to(memory_format=torch.channels_last)
         if self.conf["compile"]:
@@ -224,9 +271,24 @@ class _Session:
 
         model.configure_optimizers = configure_optimizers  # type: ignore[method-assign,assignment]
 
-    def _check_weights(self, model: LightningModule, path: Path) -> None:
-        state = checkpoint.load(path) if path.is_file() else checkpoint.inspect_shards(path)
-        checkpoint.check_weights(state, model, path)
+    def _agreed(
+        self, found: tuple[Checkpoint, reading.State] | None
+    ) -> tuple[Checkpoint | None, reading.State | None]:
+        """Return rank 0's checkpoint on every rank, and there its state as well."""
+        told = self._broadcast((found[0].name, found[0].manifest) if found else None)
+        if told is None:
+            return None, None
+        assert self.store is not None
+        return found or (Checkpoint(self.store.place, *told), None)
+
+    def _state(self, found: Checkpoint) -> reading.State:
+        """Return the state of a checkpoint that rank 0, or this machine's first rank, has checked.
+
+        What comes from S3 is checked by each rank that reads it.
+        """
+        if found.is_sharded:
+            return reading.inspect_shards(found)
+        return reading.load(found, verify=found.place.is_remote)
 
     def _broadcast(self, value: Any) -> Any:
         """Return rank 0's value on every rank: all must take the same checkpoint."""
@@ -245,7 +307,7 @@ class _Session:
             devices=distributed.local_world_size() if distributed.world_size() > 1 else 1,
             num_nodes=distributed.world_size() // distributed.local_world_size(),
             strategy=self._strategy(),
-            plugins=[self._checkpoint_io()],
+            plugins=[self.door],
             precision=conf["precision"],
             max_epochs=conf["max_epochs"],
             max_steps=conf["max_steps"],
@@ -310,10 +372,6 @@ class _Session:
             return ShardedStrategy(self.core)
         return DDPStrategy(gradient_as_bucket_view=True, static_graph=False)
 
-    def _checkpoint_io(self) -> CommittedCheckpointIO:
-        store = self.store or Store(self.directory / "checkpoints")
-        return CommittedCheckpointIO(store, self.writer, self.core.prune)
-
     def _loggers(self, step: int, resumed: bool) -> list[Logger]:
         loggers: list[Logger] = [metrics.CSVLog(str(self.directory), step if resumed else 0)]
         for name, node in self.config["logger"].items():
@@ -337,15 +395,16 @@ class _Session:
             return [Profile(self.directory, self.config["debug"]["profile_steps"], self.gpu)]
         return []
 
-    def _greet(self, model: LightningModule, path: str | None, step: int) -> None:
+    def _greet(self, model: LightningModule, resume: Checkpoint | None) -> None:
         count = sum(p.numel() for p in model.parameters())
         device = "GPU" if self.gpu else "CPU"
         processes = distributed.world_size()
         where = f"{processes} processes, {device}" if processes > 1 else device
         say = self.core.progress.say
         say(f"{type(model).__name__}: {count:,} parameters; {where}; {self.conf['precision']}")
-        if path is not None:
-            say(f"going on from step {step}: {shown(Path(path).parent)}")
+        if resume is not None:
+            where = resume.uri if resume.place.is_remote else shown(Path(resume.uri))
+            say(f"going on from step {resume.step}: {where}")
 
     def _log_config(self, trainer: Trainer) -> None:
         """Give every logger what this run trains, as flat keys: model.width, optim.lr and so on."""
@@ -370,24 +429,27 @@ class _Session:
         if not (is_overridden("test_step", model) and is_overridden("test_dataloader", data)):
             return {}
         goal = self.config["objective"]
-        best = self.store.ranked(goal["metric"], goal["mode"]) if self.store else []
-        path = self._broadcast(next((str(c.state) for c in best if c.fault() is None), None))
-        if path is not None:
-            with self._on_every_machine(path) as place:
-                self._load_weights(model, place)
+        best = self.store.ranked(goal["metric"], goal["mode"]) if self.store and self.first else []
+        chosen, state = self._agreed(reading.first_whole(best, lambda *passed_over: None))
+        if chosen is not None:
+            with self._on_every_machine(chosen) as found:
+                self._load_weights(model, found, state or self._state(found))
+        del state
         values = trainer.test(model, datamodule=data, verbose=False)
         return {name: value for result in values for name, value in result.items()}
 
-    def _on_every_machine(self, path: str) -> contextlib.AbstractContextManager[Path]:
-        return handover.on_every_machine(Path(path), self.conf["start_timeout"])
+    def _on_every_machine(self, found: Checkpoint) -> contextlib.AbstractContextManager[Checkpoint]:
+        return handover.on_every_machine(found, self.conf["start_timeout"])
 
-    def _load_weights(self, model: LightningModule, path: Path) -> None:
-        if path.is_file():
-            model.load_state_dict(checkpoint.load(path)["state_dict"])
-        else:
+    def _load_weights(
+        self, model: LightningModule, found: Checkpoint, state: reading.State
+    ) -> None:
+        if found.is_sharded:
             from .sharding import load_weights
 
-            load_weights(model, path)
+            load_weights(model, found)
+        else:
+            model.load_state_dict(state["state_dict"])
 
     def _result(self, trainer: Trainer, tested: dict[str, float], rate: float) -> dict[str, Any]:
         goal = self.config["objective"]
@@ -402,8 +464,8 @@ class _Session:
             **({"others": told[1:]} if told[1:] else {}),
             "metrics": {name: _finite(value) for name, value in values.items()},
             "checkpoints": {
-                "best": str(best.path.relative_to(self.directory)) if best else None,
-                "last": str(last.path.relative_to(self.directory)) if last else None,
+                "best": _place_of(best),
+                "last": _place_of(last),
             },
             "steps": trainer.global_step,
             "epochs": finished_epochs(trainer),
@@ -428,6 +490,13 @@ class _Session:
             )
         found = chosen or {"value": None, "step": None}
         return {"metric": goal.metric, "mode": goal.mode, **found}
+
+
+def _place_of(found: Checkpoint | None) -> str | None:
+    """Return where a checkpoint is: in S3, or below the run directory."""
+    if found is None:
+        return None
+    return found.uri if found.place.is_remote else f"checkpoints/{found.name}"
 
 
 def versions() -> dict[str, str]:

@@ -14,12 +14,15 @@ import sys
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import bootstrap, storage, values
 from .errors import ConfigError, HydraTrainerError
 from .job import CONFIG_ERROR, DONE, USER_ERROR
 from .preemption import NoStopFlag, StopFlag, Stopped
+
+if TYPE_CHECKING:
+    from .mirror import Mirror
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,7 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
     """
     directory = Path(config["run"]["dir"])
     first = _rank() == 0
+    mirror = _mirror(config, directory) if first else None
     debugging = config["debug"]["mode"] in ("default", "attach")
     with _log_file(directory):
         try:
@@ -97,29 +101,48 @@ def run(config: dict[str, Any]) -> dict[str, Any]:
                     # With other ranks, a signal ends the process until training starts: there is
                     # nothing to save yet, and a rank that waits for a lost one would not hear it.
                     flag.install()
-                result = _train(config, flag, directory, first)
+                if mirror is not None:
+                    mirror.begin(config)
+                result = _train(config, flag, directory, mirror)
+                if first:
+                    bootstrap.write_json(directory / "result.json", result)
+                if mirror is not None:
+                    mirror.end()
         except BaseException as error:
             with _deaf_to_children():
                 explained = _explain(error)
                 log.info("the run ended", exc_info=error)  # the terminal gets less of it
                 _write_down(failure(config, explained or error), directory, first)
+                if mirror is not None:
+                    with contextlib.suppress(OSError):
+                        mirror.end()
                 if explained is not None:
                     raise explained from error
                 raise
-    if first:
-        bootstrap.write_json(directory / "result.json", result)
     bootstrap.leave_note({"exit_code": DONE})
     return result
 
 
-def _train(config: dict[str, Any], flag: StopFlag, directory: Path, first: bool) -> dict[str, Any]:
+def _mirror(config: dict[str, Any], directory: Path) -> "Mirror | None":
+    """Return who brings results to S3, where they are to go there."""
+    if not config["run"].get("remote"):
+        return None
+    from .mirror import Kept, Mirror  # the library behind it comes with an extra
+
+    return Mirror(directory, Kept.of(config))
+
+
+def _train(
+    config: dict[str, Any], flag: StopFlag, directory: Path, mirror: "Mirror | None"
+) -> dict[str, Any]:
+    first = _rank() == 0
     if config["debug"]["mode"] == "attach":
         _wait_for_debugger(int(config["debug"]["port"]))
     from . import metrics, training
 
     if first:
         training.write_environment(directory, config)
-    result = training.train(config, flag)
+    result = training.train(config, flag, mirror)
     if first:
         metrics.draw(directory, config["run"]["name"])
     return result

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra_trainer import launcher, storage
 from hydra_trainer.bootstrap import read_json
@@ -29,6 +29,9 @@ from hydra_trainer.local import directory as runs
 from hydra_trainer.local import following, gpus, lock, nursery
 from hydra_trainer.local.directory import CONFIG, RESULT
 from hydra_trainer.local.lock import Held, Lock
+
+if TYPE_CHECKING:
+    from hydra_trainer.mirror import Kept
 
 LAST_LINES = 10  # of a log, that `why` shows
 
@@ -137,11 +140,15 @@ class LocalLauncher:
     def _submit(
         self, spec: dict[str, Any], directory: Path, job: JobSpec, held: Lock, behind: bool
     ) -> None:
+        kept = _kept(job)
+        if kept is not None and not job.again:
+            kept.fetch(directory)  # what another machine has done
         fresh = job.again or runs.wants_a_fresh_look(directory, job)
         if not fresh and runs.is_done(directory, job):
             print("This run is finished already; its result:", file=sys.stderr if behind else None)
             return
-        with runs.claimed(directory, job):
+        anew = kept.aside() if kept is not None and fresh else contextlib.nullcontext()
+        with anew, runs.claimed(directory, job):
             if behind:
                 self._behind(spec, directory, job, held)
             elif spec["command"]:
@@ -311,6 +318,15 @@ class LocalLauncher:
         found = sorted(path.parent for path in Path("runs").glob(f"*/{CONFIG}"))
         handles = [JobHandle.local(directory) for directory in found]
         return [(handle, self.status(handle)) for handle in handles]
+
+
+def _kept(job: JobSpec) -> "Kept | None":
+    """Return where in S3 a run is kept; None where it is not."""
+    if not get(job.config, "run.remote"):
+        return None
+    from hydra_trainer.mirror import Kept  # the library behind it comes with an extra
+
+    return Kept.of(job.config)
 
 
 def _count_with_torch() -> int:

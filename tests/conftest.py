@@ -54,11 +54,12 @@ class Job:
 
     def state(self) -> dict[str, Any]:
         """The last checkpoint, less what may differ: how long it took."""
-        from hydra_trainer import checkpoint
+        from hydra_trainer.checkpoints import reading, store
 
-        last = checkpoint.Store(self.directory / "checkpoints").latest()
-        assert last is not None, sorted(self.directory.rglob("*"))
-        state = checkpoint.load(last.state)
+        checkpoints = store.Store(store.place(store.stored(str(self.directory))))
+        found = reading.restore(checkpoints)
+        assert found is not None, sorted(self.directory.rglob("*"))
+        state = found[1]
         del state["hydra_trainer"]["seconds"]
         return state
 

@@ -18,8 +18,10 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from hydra_trainer import checkpoint
-from hydra_trainer.checkpoint import STATE, CommittedCheckpointIO, Store, Writer
+from hydra_trainer.checkpoints import reading
+from hydra_trainer.checkpoints.files import STATE, Hashing, Place
+from hydra_trainer.checkpoints.store import Store
+from hydra_trainer.checkpoints.writing import CommittedCheckpointIO, Writer
 from hydra_trainer.models.mlp import MLP
 
 from .drill import Drill, Strange
@@ -34,7 +36,7 @@ def watch_disk(before: Watcher, after: Watcher = lambda call, path: None) -> Ite
     Writes are those of a checkpoint's files; each is done in two halves with `before` in between.
     """
     true = {name: getattr(os, name) for name in ("fsync", "replace", "unlink", "mkdir", "rmdir")}
-    write = checkpoint._Hashing.write
+    write = Hashing.write
 
     def watched(name: str) -> Callable[..., Any]:
         def call(what: Any, *args: Any, dir_fd: int | None = None, **kwargs: Any) -> Any:
@@ -62,12 +64,12 @@ def watch_disk(before: Watcher, after: Watcher = lambda call, path: None) -> Ite
     try:
         for name in true:
             setattr(os, name, watched(name))
-        checkpoint._Hashing.write = halves  # type: ignore[method-assign]
+        Hashing.write = halves  # type: ignore[method-assign]
         yield
     finally:
         for name, function in true.items():
             setattr(os, name, function)
-        checkpoint._Hashing.write = write  # type: ignore[method-assign]
+        Hashing.write = write  # type: ignore[method-assign]
 
 
 def _path(what: Any, dir_fd: int | None) -> Path:
@@ -177,22 +179,25 @@ class PowerCut:
 class Training:
     """A training without Lightning: each step is saved, and continued from wherever it stopped."""
 
-    def __init__(self, directory: Path, asynchronous: bool = True, size: int = 1000) -> None:
-        self.store = Store(directory / "checkpoints")
+    def __init__(
+        self, directory: Path | Place, asynchronous: bool = True, size: int = 1000
+    ) -> None:
+        root = directory / "checkpoints" if isinstance(directory, Path) else directory
+        self.store = Store(root)
         self.writer = Writer(asynchronous)
         self.io = CommittedCheckpointIO(self.store, self.writer, self.prune)
         self.size = size
 
-    def prune(self) -> None:
+    def prune(self, name: str) -> None:
         self.store.prune(2, 1, "loss", "min")
 
     def run(self, steps: int, saved: Callable[[int], None] = lambda step: None) -> None:
         """Train to `steps`; after a step, call `saved` with the last that is surely on disk."""
-        latest = self.store.to_resume()
-        step = latest.step if latest else 0
+        found = reading.restore(self.store)
+        step = found[0].step if found else 0
         weights = torch.zeros(self.size)
-        if latest:
-            weights.copy_(checkpoint.load(latest.state)["state_dict"]["weights"])
+        if found:
+            weights.copy_(found[1]["state_dict"]["weights"])
         while step < steps:
             step += 1
             weights.mul_(0.9).add_(torch.randn(self.size, generator=torch.manual_seed(step)))
@@ -204,7 +209,8 @@ class Training:
     def save(self, step: int, weights: torch.Tensor) -> None:
         state = {"step": step, "state_dict": {"weights": weights, "tied": weights}}
         meta = {"step": step, "metrics": {"loss": random.Random(step).random()}}
-        self.io.save_checkpoint(state, self.store.folder(step, "mid") / STATE, meta)
+        path = f"{self.store.uri}/{self.store.name(step, 'mid')}/{STATE}"
+        self.io.save_checkpoint(state, path, meta)
 
 
 # ------------------------------------------------------------------ models and data of whole jobs

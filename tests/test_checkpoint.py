@@ -1,6 +1,7 @@
 """Rule 9: a checkpoint is committed or it does not exist, whatever happens to disk and process."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -18,18 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed import checkpoint as dcp
 
-from hydra_trainer import checkpoint
-from hydra_trainer.checkpoint import (
-    MANIFEST,
-    SHARDS,
-    STATE,
-    Checkpoint,
-    CheckpointError,
-    CommittedCheckpointIO,
-    Store,
-    Writer,
-    write_atomically,
-)
+from hydra_trainer.checkpoints import reading
+from hydra_trainer.checkpoints.files import MANIFEST, SHARDS, STATE, Hashing, digest_of
+from hydra_trainer.checkpoints.folder import Folder
+from hydra_trainer.checkpoints.store import Checkpoint, Store, find
+from hydra_trainer.checkpoints.writing import CommittedCheckpointIO, Writer
+from hydra_trainer.errors import CheckpointError
 
 from .faults import At, PowerCut, Training, die, in_a_fork, refuse, watch_disk
 
@@ -45,6 +40,11 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield place
     assert list(place.iterdir()) == []
     place.rmdir()
+
+
+def at(store: Store, step: int, position: str = "mid") -> Path:
+    """Return the folder of a checkpoint."""
+    return Path(store.uri, store.name(step, position))
 
 
 def final(directory: Path) -> Checkpoint:
@@ -81,7 +81,7 @@ def assert_ends_as_undisturbed(directory: Path, tmp_path: Path, size: int) -> No
     Training(tmp_path / "undisturbed", size=size).run(steps)
     ours, theirs = (final(place) for place in (directory, tmp_path / "undisturbed"))
     assert ours.step == theirs.step == steps
-    assert (ours.state).read_bytes() == (theirs.state).read_bytes()
+    assert Path(ours.state).read_bytes() == Path(theirs.state).read_bytes()
 
 
 def test_kill_at_20_random_moments_of_saves(tmp_path: Path, elsewhere: Path) -> None:
@@ -156,12 +156,12 @@ def test_a_disk_that_fails_at_any_call(tmp_path: Path, number: int) -> None:
         if error is not None:
             failed += 1
             assert error.errno == number
-            assert not (training.store.folder(step, "mid") / MANIFEST).exists()
+            assert not (at(training.store, step) / MANIFEST).exists()
             training.save(step, torch.ones(training.size))
         assert training.writer.error is None
         assert len(training.store.whole()) >= 2
     assert failed > 20
-    assert len(list(training.store.root.iterdir())) <= 3
+    assert len(training.store.names()) <= 3
 
 
 def test_a_file_system_that_cannot_sync_folders(
@@ -188,11 +188,10 @@ def test_a_file_takes_what_is_written_in_small_parts(tmp_path: Path) -> None:
             return min(len(data), 7)
 
     slow = Slow()
-    hashing = checkpoint._Hashing(slow)  # type: ignore[arg-type]
+    hashing = Hashing(slow)
     assert hashing.write(bytes(range(40))) == hashing.size == 40
     assert slow.content == bytes(range(40))
-    (tmp_path / "file").write_bytes(slow.content)
-    assert hashing.digest.hexdigest() == checkpoint.digest_of(tmp_path / "file")
+    assert hashing.digest.hexdigest() == digest_of(io.BytesIO(slow.content))
 
 
 # -------------------------------------------------------------------------------------- damage
@@ -256,7 +255,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     name, damage, reason = DAMAGE[kind]
     training = Training(tmp_path, asynchronous=False)
     training.run(4)
-    newest = training.store.folder(4, "mid")
+    newest = at(training.store, 4)
     damage(newest / name)
 
     store = Store(tmp_path / "checkpoints")
@@ -267,20 +266,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
 
     # The step is done again, and its checkpoint takes the place of the damaged one.
     Training(tmp_path, asynchronous=False).run(5)
-    assert [c.step for c in Store(store.root).whole()][-2:] == [4, 5]
+    assert [c.step for c in Store(store.place).whole()][-2:] == [4, 5]
 
 
 def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path) -> None:
     Training(tmp_path, asynchronous=False).run(1)
-    folder = Store(tmp_path / "checkpoints").folder(1, "mid")
+    folder = at(Store(tmp_path / "checkpoints"), 1)
     content = (folder / MANIFEST).read_bytes()
-    right = Checkpoint.read(folder)
+    right = Checkpoint.read(Folder(folder.parent), folder.name)
     assert right is not None and right.flaw is None
     for bit in range(8 * len(content)):
         flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
         (folder / MANIFEST).write_bytes(flipped)
-        found = Checkpoint.read(folder)
+        found = Checkpoint.read(Folder(folder.parent), folder.name)
         assert found is not None
         assert found.flaw or found.manifest == right.manifest, bytes(flipped)
 
@@ -288,30 +287,35 @@ def test_every_flipped_bit_of_a_manifest_is_found(tmp_path: Path) -> None:
 def test_without_any_whole_checkpoint_a_run_does_not_start_from_zero(tmp_path: Path) -> None:
     training = Training(tmp_path, asynchronous=False)
     assert training.store.to_resume() is None  # nothing was ever saved
-    training.store.clean(training.store.folder(1, "mid"))
+    training.store.clean(training.store.name(1, "mid"))
     assert training.store.to_resume() is None  # nor was it when the first save was killed
     training.run(3)
-    for path in training.store.root.rglob(STATE):
+    root = tmp_path / "checkpoints"
+    for path in root.rglob(STATE):
         os.truncate(path, 0)
-    before = sorted(training.store.root.rglob("*"))
+    before = sorted(root.rglob("*"))
     with pytest.raises(CheckpointError, match=r"(?s)step=00000003: state.pt has 0.*again=true"):
-        Store(training.store.root).to_resume()
-    assert sorted(training.store.root.rglob("*")) == before
+        Store(root).to_resume()
+    with pytest.raises(CheckpointError, match=r"(?s)step=00000003: state.pt has 0.*again=true"):
+        reading.restore(Store(root))
+    assert sorted(root.rglob("*")) == before
 
-    shutil.rmtree(training.store.root)
-    training.store.root.write_text("no folder")
+    shutil.rmtree(root)
+    root.write_text("no folder")
     with pytest.raises(CheckpointError, match=r"cannot be listed: Not a directory.*again=true"):
-        Store(training.store.root).to_resume()
+        Store(root).to_resume()
 
 
 # -------------------------------------------------------------------------------- what is kept
 
 
 def quick_save(store: Store, step: int, metrics: dict[str, float], position: str = "mid") -> Path:
-    folder = store.clean(store.folder(step, position))
-    written = write_atomically(folder / STATE, lambda file: file.write(b"state"))
-    store.commit(folder, {"step": step, "metrics": metrics}, {STATE: written})
-    return folder
+    name = store.name(step, position)
+    store.clean(name)
+    with store.place.writing(name, STATE) as out:
+        out.write(b"state")
+    store.commit(name, {"step": step, "metrics": metrics}, {STATE: out.facts()})
+    return at(store, step, position)
 
 
 @pytest.fixture(scope="module")
@@ -362,11 +366,12 @@ def test_the_newest_two_whole_ones_stay_whatever_is_damaged(
     for step, steps in enumerate(damaged):
         store = Store(root)
         store.latest()
-        whole = [*(c.path for c in store.whole()), quick_save(store, step, {"loss": 1.0})]
+        quick_save(store, step, {"loss": 1.0})
+        whole = [c.name for c in store.whole()]
         store.prune(2, 1, "loss", "min")
-        assert {c.path for c in Store(root).whole()} >= set(whole[-2:])
+        assert {c.name for c in Store(root).whole()} >= set(whole[-2:])
         for hit in steps:
-            if (file := store.folder(hit, "mid") / STATE).exists():
+            if (file := at(store, hit) / STATE).exists():
                 (os.truncate if hit % 2 else flip_at)(file, 1)
 
 
@@ -382,8 +387,9 @@ def test_steps_are_ordered_as_numbers_and_positions_as_they_come(tmp_path: Path)
     for step, position in reversed(order):
         quick_save(store, step, {}, position)
     quick_save(store, 10**8 - 1, {})
-    (store.root / "step=00000009 (copy)").mkdir()  # somebody's own: not looked at, not deleted
-    names = [c.path.name for c in store.all()]
+    root = tmp_path / "checkpoints"
+    (root / "step=00000009 (copy)").mkdir()  # somebody's own: not looked at, not deleted
+    names = [c.name for c in store.all()]
     assert names == [
         "step=00000009",
         "step=00000009-val",
@@ -393,7 +399,7 @@ def test_steps_are_ordered_as_numbers_and_positions_as_they_come(tmp_path: Path)
         "step=100000000",
     ]
     store.prune(2, 0, "loss", "min")
-    assert sorted(path.name for path in store.root.iterdir()) == [
+    assert sorted(path.name for path in root.iterdir()) == [
         "step=00000009 (copy)",
         "step=100000000",
         "step=99999999",
@@ -405,11 +411,11 @@ def test_nothing_newer_than_the_newest_whole_one_is_touched(tmp_path: Path) -> N
     store = Store(tmp_path / "checkpoints")
     for step in (1, 2, 3, 6):
         quick_save(store, step, {})
-    (store.folder(6, "mid") / STATE).unlink()
-    store.clean(store.folder(7, "mid"))
+    (at(store, 6) / STATE).unlink()
+    store.clean(store.name(7, "mid"))
     store.latest()
     store.prune(2, 0, "loss", "min")
-    names = sorted(path.name[-1] for path in store.root.iterdir())
+    names = sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["2", "3", "6", "7"]
 
 
@@ -494,7 +500,7 @@ def test_buffers_are_used_again_and_ties_stay(tmp_path: Path) -> None:
     writer.finish()
     assert places[0] == places[1]
     assert weight.data_ptr() not in places[0]
-    loaded = checkpoint.load(tmp_path / STATE)["state_dict"]
+    loaded = reading.load(find(str(tmp_path / STATE))[0])["state_dict"]
     assert loaded["a"].data_ptr() == loaded["b"].data_ptr() != loaded["part"].data_ptr()
     assert torch.equal(loaded["a"], weight) and torch.equal(loaded["part"], weight[:10])
     assert torch.equal(loaded["sparse"].to_dense(), torch.eye(3))
@@ -540,12 +546,13 @@ def test_what_no_later_save_makes_good_is_raised() -> None:
 
 def saved_with(directory: Path, thing: Any, asynchronous: bool = False) -> Checkpoint:
     store, writer = Store(directory / "checkpoints"), Writer(asynchronous)
-    io = CommittedCheckpointIO(store, writer, lambda: None)
-    folder = store.folder(1, "mid")
-    io.save_checkpoint({"state_dict": {}, "thing": thing}, folder / STATE, {"step": 1})
+    door = CommittedCheckpointIO(store, writer, lambda name: None)
+    name = store.name(1, "mid")
+    state = {"state_dict": {}, "thing": thing}
+    door.save_checkpoint(state, f"{store.uri}/{name}/{STATE}", {"step": 1})
     writer.finish()
     writer.check()
-    found = Checkpoint.read(folder)
+    found = Checkpoint.read(store.place, name)
     assert found is not None
     return found
 
@@ -585,7 +592,7 @@ def test_what_is_saved_can_be_loaded(
         assert "cannot be loaded safely" in str(error)
         assert list((directory / "checkpoints").iterdir()) == []
     else:
-        assert checkpoint.load(found.state)["thing"] == thing
+        assert reading.load(found)["thing"] == thing
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -632,38 +639,38 @@ def test_a_pickle_in_the_place_of_a_state_is_not_executed(
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
     marker = tmp_path / "executed"
     store = Store(tmp_path / "checkpoints")
-    folder = store.clean(store.folder(1, "mid"))
+    name, folder = store.name(1, "mid"), at(store, 1)
+    store.clean(name)
     write({"state_dict": {}, "evil": Evil(marker)}, folder / STATE)
-    digest, size = checkpoint.digest_of(folder / STATE), (folder / STATE).stat().st_size
-    store.commit(folder, {"step": 1}, {STATE: {"size": size, "xxh3": digest}})
-    latest = store.latest()
-    assert latest is not None
+    content = (folder / STATE).read_bytes()
+    digest = digest_of(io.BytesIO(content))
+    store.commit(name, {"step": 1}, {STATE: {"size": len(content), "xxh3": digest}})
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
-        checkpoint.load(latest.state)
+        reading.restore(store)
     assert not marker.exists()
 
 
-def shards_of(folder: Path, **more: Any) -> Path:
+def shards_of(folder: Path, **more: Any) -> Checkpoint:
     state = {"state_dict": torch.nn.Linear(3, 4).state_dict(), "lr": 0.1, **more}
-    dcp.save(state, checkpoint_id=str(folder))
-    return folder
+    dcp.save(state, checkpoint_id=str(folder / SHARDS))
+    return Checkpoint(Folder(folder.parent), folder.name, {})
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_shards_are_inspected_before_torch_unpickles_them(tmp_path: Path) -> None:
     shards = shards_of(tmp_path / "good")
-    weights = checkpoint.inspect_shards(shards)["state_dict"]
+    weights = reading.inspect_shards(shards)["state_dict"]
     assert {name: tuple(w.shape) for name, w in weights.items()} == {"weight": (4, 3), "bias": (4,)}
 
     marker = tmp_path / "executed"
     shards = shards_of(tmp_path / "value", thing=Evil(marker))
     with pytest.raises(CheckpointError, match="cannot be read as a checkpoint"):
-        checkpoint.inspect_shards(shards)
+        reading.inspect_shards(shards)
     assert not marker.exists()
 
-    (shards / ".metadata").write_bytes(pickle.dumps(Evil(marker)))
+    (tmp_path / "value" / SHARDS / ".metadata").write_bytes(pickle.dumps(Evil(marker)))
     with pytest.raises(CheckpointError, match=r"asks for pathlib.*which no index needs"):
-        checkpoint.inspect_shards(shards)
+        reading.inspect_shards(shards)
     assert not marker.exists()
 
 
@@ -674,15 +681,15 @@ def test_every_name_of_a_checkpoint_finds_it(tmp_path: Path) -> None:
     Training(tmp_path / "run", asynchronous=False).run(2)
     folder = tmp_path / "run" / "checkpoints" / "step=00000002"
     for place in (tmp_path / "run", folder.parent, folder, folder / STATE):
-        assert checkpoint.find(str(place)) == folder / STATE
+        assert find(str(place))[0].state == str(folder / STATE)
     copy = shutil.copy(folder / STATE, tmp_path / "copy.pt")
-    assert checkpoint.find(str(copy)) == tmp_path / "copy.pt"
+    assert [one.state for one in find(str(copy))] == [str(copy)]
 
     os.truncate(folder / STATE, 9)
     for place in (folder, folder / STATE):  # it was meant: nothing else is taken for it
         with pytest.raises(CheckpointError, match=r"is damaged: state.pt has 9 bytes"):
-            checkpoint.find(str(place))
-    assert checkpoint.find(str(tmp_path / "run")).parent.name == "step=00000001"
+            find(str(place))
+    assert find(str(tmp_path / "run"))[0].name == "step=00000001"
 
 
 @pytest.mark.parametrize(
@@ -698,15 +705,16 @@ def test_a_wrong_place_says_what_is_there(tmp_path: Path, place: str, there: str
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=rf"init_from is '.*{there}.*Give a run directory"):
-        checkpoint.find(str(tmp_path / place))
+        find(str(tmp_path / place))
 
 
 def test_a_sharded_checkpoint_is_its_folder(tmp_path: Path) -> None:
     store = Store(tmp_path / "checkpoints")
-    folder = store.clean(store.folder(1, "mid"))
-    (folder / SHARDS).mkdir()
-    written = write_atomically(folder / SHARDS / "__0_0", lambda file: file.write(b"x"))
-    store.commit(folder, {"step": 1}, {f"{SHARDS}/__0_0": written})
-    assert checkpoint.find(str(tmp_path)) == folder / SHARDS
-    (folder / SHARDS / "__0_0").unlink()
+    name = store.name(1, "mid")
+    store.clean(name)
+    with store.place.writing(name, f"{SHARDS}/__0_0") as out:
+        out.write(b"x")
+    store.commit(name, {"step": 1}, {f"{SHARDS}/__0_0": out.facts()})
+    assert find(str(tmp_path))[0].state == str(at(store, 1) / SHARDS)
+    (at(store, 1) / SHARDS / "__0_0").unlink()
     assert store.latest() is None

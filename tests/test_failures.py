@@ -19,10 +19,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from hydra_trainer import checkpoint, worker
+from hydra_trainer import worker
 from hydra_trainer.bootstrap import NOTES, read_json
 from hydra_trainer.callbacks import Core
-from hydra_trainer.checkpoint import MANIFEST, STATE, Store, Writer
+from hydra_trainer.checkpoints import reading
+from hydra_trainer.checkpoints.files import MANIFEST, STATE
+from hydra_trainer.checkpoints.store import Checkpoint, Store
+from hydra_trainer.checkpoints.writing import Writer
 from hydra_trainer.data import explain_loader_failure
 from hydra_trainer.preemption import NoStopFlag, Stopped
 from hydra_trainer.progress import choose
@@ -38,7 +41,7 @@ FAULTY = "model._target_=tests.faults.Faulty"
 TWO = "resources.processes_per_node=2"
 
 
-def whole(job: Job) -> list[checkpoint.Checkpoint]:
+def whole(job: Job) -> list[Checkpoint]:
     return [c for c in Store(job.directory / "checkpoints").all() if c.fault() is None]
 
 
@@ -149,11 +152,12 @@ def test_a_damaged_checkpoint_is_passed_over(job: Make, hit: Hit, reference: Job
     code, printed = drill.run(**hit("SIGKILL", "train", 13))
     assert code == -9, printed
     before, newest = whole(drill)[-2:]
-    (newest.path / STATE).write_bytes(newest.state.read_bytes()[:-100])
+    path = Path(newest.state)
+    path.write_bytes(path.read_bytes()[:-100])
     code, printed = drill.run()
     assert code == 0, printed
-    assert f"{newest.path} is damaged (state.pt has" in printed
-    assert f"going on from step {before.step}: {before.path}" in printed
+    assert f"{newest.uri} is damaged (state.pt has" in printed
+    assert f"going on from step {before.step}: {before.uri}" in printed
     assert_equal(drill, reference)
 
 
@@ -221,7 +225,7 @@ def test_a_disk_that_is_full_to_the_end(job: Make, reference: Job, asynchronous:
     assert "The final weights could not be saved: [Errno 27] File too large. Make room" in message
     kept = whole(drill)
     assert [c.step for c in kept] in ([4, 6], [2, 4])  # that of step 6 was perhaps being written
-    assert set((drill.directory / "checkpoints").iterdir()) == {c.path for c in kept}
+    assert set((drill.directory / "checkpoints").iterdir()) == {Path(c.uri) for c in kept}
     code, printed = drill.run()
     assert code == 0, printed
     assert f"going on from step {kept[-1].step}" in printed
@@ -405,7 +409,7 @@ def test_nan(job: Make, hit: Hit, words: list[str], fault: str, good: str) -> No
     assert "optim.lr" in message
     for found in whole(drill):
         assert found.step < 14
-        for weight in checkpoint.load(found.state)["state_dict"].values():
+        for weight in reading.load(found)["state_dict"].values():
             assert math.isfinite(weight.sum())
 
 
@@ -544,12 +548,12 @@ def test_init_from(job: Make, reference: Job) -> None:
     code, printed = drill.run("trainer.max_epochs=1")
     assert code == 0, printed
     assert "going on" not in printed
-    theirs = checkpoint.load(source.state)
+    theirs = reading.load(source)
     assert drill.state()["global_step"] == 9
     assert same(drill.state()["state_dict"], theirs["state_dict"])
     assert not torch.equal(
         next(iter(theirs["state_dict"].values())),
-        next(iter(checkpoint.load(whole(reference)[0].state)["state_dict"].values())),
+        next(iter(reading.load(whole(reference)[0])["state_dict"].values())),
     )
 
 

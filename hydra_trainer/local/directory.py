@@ -126,7 +126,7 @@ def _claim(directory: Path, job: JobSpec) -> None:
     """Write config.yaml, unless the directory belongs to another run: then refuse."""
     path = directory / CONFIG
     if path.exists():
-        _refuse_other(directory, _config_of(directory), job)
+        refuse_other(directory, _config_of(directory), job.config)
     elif strange := [p.name for p in _contents(directory)]:
         raise ConfigError(
             f"hydra.run.dir is {directory}, which holds {', '.join(sorted(strange)[:3])} but no "
@@ -137,10 +137,14 @@ def _claim(directory: Path, job: JobSpec) -> None:
     temporary.replace(path)
 
 
-def _refuse_other(directory: Path, before: dict[str, Any], job: JobSpec) -> None:
-    if get(before, "run.identity") == job.identity:
+def refuse_other(where: Path | str, before: dict[str, Any], config: dict[str, Any]) -> None:
+    """Raise ConfigError where a place, in S3 too, belongs to a run with another configuration.
+
+    Where only the code is another, say so.
+    """
+    if get(before, "run.identity") == get(config, "run.identity"):
         return
-    old, new = (_training(config) for config in (before, job.config))
+    old, new = (_training(one) for one in (before, config))
     if old != new:
         difference = "\n".join(
             line
@@ -148,13 +152,14 @@ def _refuse_other(directory: Path, before: dict[str, Any], job: JobSpec) -> None
             if line[:1] in "+-" and line[:3] not in ("+++", "---")
         )
         raise ConfigError(
-            f"hydra.run.dir is {directory}, which belongs to a run with another configuration "
+            f"{'hydra.run.dir' if isinstance(where, Path) else 'storage.output'} is {where}, which "
+            "belongs to a run with another configuration "
             f"(- there, + here):\n{difference}\nGive another directory, go on with the "
             "configuration that is there, or add again=true to set it aside and start anew."
         )
-    if get(before, "run.code_digest") != job.config["run"]["code_digest"]:
+    if get(before, "run.code_digest") != get(config, "run.code_digest"):
         print(
-            f"note: the code has changed since {directory} was begun; going on with the code of "
+            f"note: the code has changed since {where} was begun; going on with the code of "
             "today. again=true starts anew.",
             file=sys.stderr,
         )
