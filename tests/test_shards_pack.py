@@ -197,6 +197,26 @@ def test_a_pack_that_is_killed_anywhere_leaves_no_half_set(before: bool, tmp_pat
     assert len(ends) > 8
 
 
+@pytest.mark.parametrize("name", ["write", "commit"])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_pack_to_s3_that_is_killed_leaves_no_half_set(
+    name: str, after: bool, service: Service, tmp_path: Path
+) -> None:
+    where = place(f"s3://packed/{tmp_path.name}")
+
+    def killed() -> None:
+        dying(places.Bucket, name, 2 if name == "write" else 0, after)
+        write(where, shard_size=5000)
+
+    assert os.WIFSIGNALED(forked(killed))
+    done = name == "commit" and after
+    assert (where.read(INDEX) is not None) == done
+    assert len(where.sizes()) >= 2
+    write(where, shard_size=6000, overwrite=done)  # with other options: nothing can be used again
+    assert {*where.sizes()} == {INDEX, *(shard.file for shard in index_of(where).shards)}
+    everything(where)
+
+
 def test_what_a_killed_pack_has_written_is_used(tmp_path: Path) -> None:
     where = Folder(tmp_path / "set")
     with Writer(where, COLUMNS, shard_size=4096) as writer:
@@ -233,6 +253,41 @@ def test_the_second_of_two_jobs_is_refused_and_takes_its_shards_away(where: Plac
     everything(where)
     assert files(where).items() <= kept.items()
     assert {*files(where)} == {INDEX, *(shard.file for shard in one.index.shards)}
+
+
+def test_a_job_that_was_late_takes_its_shards_away(where: Place) -> None:
+    late = Writer(where, COLUMNS, shard_size=5000)
+    write(where)
+    before = files(where)
+    for batch in batches():
+        late.add(batch)
+    late.finish({})
+    assert len(where.sizes()) > len(before)
+    with pytest.raises(Occupied, match="Another job has packed to"):
+        late.commit()
+    assert files(where) == before
+
+
+def test_an_index_that_appears_at_the_last_moment_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = Folder(tmp_path)
+    where.commit(b"theirs", None)
+    monkeypatch.setattr(Folder, "read", lambda self, name: None)
+    with pytest.raises(Occupied, match="Another job has packed to"):
+        where.commit(b"ours", None)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"theirs"]
+
+
+def test_no_index_is_written_for_shards_that_somebody_deleted(where: Place) -> None:
+    with Writer(where, COLUMNS, shard_size=4096) as writer:
+        for batch in batches():
+            writer.add(batch)
+        file = writer.finish({}).shards[1].file
+        where.remove([file])
+        with pytest.raises(Occupied, match=f"{file} was deleted while this job packed"):
+            writer.commit()
+    assert where.read(INDEX) is None
 
 
 def test_of_two_jobs_with_the_same_data_the_second_takes_nothing_away(where: Place) -> None:
