@@ -132,6 +132,16 @@ def test_a_server_that_stops_in_the_middle_is_given_up(
     assert came.came == 2
 
 
+def test_a_server_that_is_too_slow_is_given_up(s3: Bucket, fault: Callable[..., Fault]) -> None:
+    came = fault("slow", after=100, times=None)  # 10,140 bytes more would take minutes
+    with pytest.raises(StorageError, match="did not answer in time"):
+        s3.objects(deadline_s=0.5).get("a")
+    assert came.came >= 1
+    came.times = 0
+    fault("slow", after=len(DATA) - 3)
+    assert bytes(s3.objects(deadline_s=5.0).get("a")) == DATA
+
+
 def test_the_pauses_grow_and_are_told(
     s3: Bucket, fault: Callable[..., Fault], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -57,6 +57,7 @@ THROTTLES = {"s3": "SlowDown", "ec2": "RequestLimitExceeded", "sts": "Throttling
 OF_BODIES = {
     "half": "break the connection off after `after` bytes of a body",
     "stall": "say nothing more after `after` bytes of a body, and do not end either",
+    "slow": "after `after` bytes of a body, send fifty a second",
     "etag": "answer with the ETag of another object",
     "changed": "answer, and let the object be another one of that size from then on",
 }

@@ -149,8 +149,9 @@ class S3:
 
     def spoilt(self, call: Call, fault: Fault, content: Content) -> Content:
         """Return an answer with what is wrong with it; see faults.OF_BODIES."""
-        if fault.kind in ("half", "stall"):
-            return replace(content, limit=fault.after, stalls=fault.kind == "stall")
+        if fault.kind in ("half", "stall", "slow"):
+            stalls, drips = fault.kind == "stall", fault.kind == "slow"
+            return replace(content, limit=fault.after, stalls=stalls, drips=drips)
         if fault.kind == "etag":
             other = hashlib.md5(content.headers["ETag"].encode()).hexdigest()
             return replace(content, headers={**content.headers, "ETag": f'"{other}"'})
