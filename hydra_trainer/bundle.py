@@ -7,6 +7,7 @@ import functools
 import gzip
 import hashlib
 import io
+import re
 import subprocess
 import sys
 import tarfile
@@ -23,6 +24,9 @@ NOT_SOURCE = frozenset({"tests", "docs", "benchmarks"})
 """Folders whose files no run imports: editing a test does not make another run. Those at the top of
 a work tree do not travel either, unless a `_target_` names them: a ConfigMap holds 1 MiB."""
 
+TEST = re.compile(r"test_.*\.py|.*_test\.py")
+"""Files by pytest's own names, which no run imports: they never travel."""
+
 PACKAGE_FOLDERS = ("datasets", "conf", "eks", "embedded", "launchers", "models")
 
 
@@ -31,7 +35,7 @@ class Bundle:
     """The files of a run's code.
 
     `files` maps the name in the archive to the file here: the work tree that git tracks or does
-    not ignore, without its tests and docs, the packages that `_target_`s name, and this package.
+    not ignore, less tests and docs, the packages that `_target_`s name, and this package.
     `digest` (16 hex characters) is of those that can change what a run computes.
     """
 
@@ -78,7 +82,7 @@ def _collect(root: Path, targets: tuple[str, ...], without: tuple[Path, ...]) ->
     files = dict(_package_files())
     own = set(files.values())
     for name, path in (*_tree_files(root, without), *_module_files(targets)):
-        if path.resolve() not in own:
+        if path.resolve() not in own and not TEST.fullmatch(path.name):
             files.setdefault(name, path)
     return Bundle(dict(sorted(files.items())), _digest(files, targets))
 

@@ -202,7 +202,7 @@ def test_the_folder_that_an_embedded_cluster_writes_to_makes_no_other_job() -> N
 
 
 def test_tests_and_docs_do_not_travel_unless_a_target_names_them(tmp_path: Path) -> None:
-    for name in ("train.py", "pkg/model.py", "pkg/tests/data.py", "tests/drill.py", "docs/a.md"):
+    for name in ("train.py", "pkg/model.py", "pkg/tests/data.py", "pkg/test_model.py", "docs/a.md"):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("x = 1\n")
@@ -213,7 +213,8 @@ def test_tests_and_docs_do_not_travel_unless_a_target_names_them(tmp_path: Path)
         return {name for name in files if not name.startswith("hydra_trainer/")}
 
     assert sent() == {"train.py", "pkg/model.py", "pkg/tests/data.py"}
-    assert "tests/drill.py" in sent("tests.drill.Drill")  # our own: it is what Python finds
+    named = sent("tests.drill.Drill")  # our own: it is what Python finds
+    assert "tests/drill.py" in named and "tests/test_eks_render.py" not in named
 
 
 # ------------------------------------------------------------------------------------------ names

@@ -11,7 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+# What a job imports: a fork while another thread imports it would wait for that thread forever.
+import boto3  # noqa: F401
 import pytest
+import torch.utils.tensorboard  # noqa: F401
 import yaml
 from hydra import compose, initialize_config_module
 
