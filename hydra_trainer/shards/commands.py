@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -170,7 +171,25 @@ def pack(
             # Back to back at the end: before, there is nothing of the new data to see.
             for writer in writers.values():
                 writer.commit()
-    print(f"To train on it: python train.py data=shards data.root={dest.uri}")
+        first = dest.below(next(iter(found)))
+        print(_next(dest, tools.index_of(first)))
+
+
+def _next(dest: Place, index: Index) -> str:
+    """Return what to type to train on a data set."""
+    columns = {column.name: column for column in index.columns}
+    if "tokens" in columns and "block_size" in index.facts:
+        words = ["data=shards_tokens", "model=gpt", f"data.root={dest.uri}"]
+        words += [f"data.{key}={index.facts[key]}" for key in ("vocab_size", "block_size")]
+    elif {"image", "label"} <= {*columns}:
+        # Images that were kept as files get their size when they are read.
+        shape = columns["image"].shape or (3, 224, 224)
+        words = ["data=shards", f"data.root={dest.uri}"]
+        words.append(f"data.shape=[{','.join(map(str, shape))}]")
+        words.append(f"data.num_classes={len(index.facts.get('classes', ()))}")
+    else:
+        return f"To look at it: hydra-trainer data info {shlex.quote(dest.uri)}"
+    return f"To train on it: python train.py {shlex.join(words)}"
 
 
 def _refuse_whole(dest: Place, options: Options) -> None:
