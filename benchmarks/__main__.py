@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-from . import checkpoints, clusters, gpu, services, sittings, starts, steps, sweeps
+from . import checkpoints, clusters, gpu, loading, services, sittings, starts, steps, sweeps
 from .table import Row, show
 
 ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
@@ -25,6 +25,9 @@ ALL: dict[str, Callable[[bool], Iterator[Row]]] = {
     "sweep_jobs": sweeps.composing,
     "sitting": sittings.sitting,
     "slots": sittings.slots,
+    "loading": loading.local,
+    "streaming": loading.streamed,
+    "loader_wait": loading.waiting,
     "gpu": gpu.rows,
 }
 
