@@ -73,13 +73,13 @@ def test_a_dry_run_prints_what_is_sent(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["launcher=eks", *WORDS[case], "launcher.image=registry/train:1"]
+    words.append(f"hydra.run.dir={tmp_path}/run")
     monkeypatch.setattr(sys, "argv", ["train.py", *words, "launcher.dry_run=true"])
     app.main()
     printed = capsys.readouterr().out
     assert (sent.created, sent.tried) == ([], [])
 
-    run = [f"hydra.run.dir={tmp_path}/run", "launcher.detach=true"]
-    monkeypatch.setattr(sys, "argv", ["train.py", *words, *run])
+    monkeypatch.setattr(sys, "argv", ["train.py", *words, "launcher.detach=true"])
     app.main()
     items = {"apiVersion": "v1", "kind": "List", "items": sent.created}
     assert launcher.text(items) == printed

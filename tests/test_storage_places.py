@@ -1,17 +1,20 @@
 """The same run, whatever its data come through: a disk, a claim, a channel, or S3. Bit for bit."""
 
+import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from hydra_trainer import __main__ as verbs
 from hydra_trainer import embedded, storage
 from hydra_trainer.embedded import Embedded, sagemaker
 from hydra_trainer.embedded.sagemaker import Service
 from hydra_trainer.embedded.sagemaker.objects import files, split
-from hydra_trainer.job import JobState
+from hydra_trainer.job import JobHandle, JobState
 from hydra_trainer.launchers import sagemaker as launched
 
 from .conftest import REPOSITORY, Job
@@ -130,6 +133,74 @@ def test_the_weights_are_the_same(
         assert status.state is JobState.SUCCEEDED, sent.place.why(sent.handle)
         job = fetched(sent, service) if "sagemaker" in where[0] else Job(sent.directory, [])
     assert_equal(job, on_disk)
+
+
+ALL_IN_S3 = ["storage=s3", "storage.s3.bucket=bucket", "storage.mounts.data.uri=s3://bucket/sets"]
+ACTIONS = {
+    "HeadObject": "s3:GetObject",
+    "ListObjectsV2": "s3:ListBucket",
+    "CreateMultipartUpload": "s3:PutObject",
+    "UploadPart": "s3:PutObject",
+    "CompleteMultipartUpload": "s3:PutObject",
+    "DeleteObjects": "s3:DeleteObject",
+}
+"""What IAM calls an operation, where it is another word."""
+
+
+def test_a_run_in_s3_needs_these_rights_and_no_others(
+    on_disk: Job, service: Service, here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """deploy/iam-storage.json, but for the right to clear up after a save that failed."""
+    before = Counter(service.calls)
+    job = Job(tmp_path / tmp_path.name, ["launcher.embedded=true", *in_s3(tmp_path, capsys)])
+    code, printed = job.run()
+    assert code == 0, printed
+    calls = Counter(service.calls) - before
+    asked = {ACTIONS.get(name, f"s3:{name}") for kind, name in calls if kind == "s3"}
+    policy = json.loads((REPOSITORY / "deploy" / "iam-storage.json").read_text())
+    listed = [statement["Action"] for statement in policy["Statement"]]
+    allowed = {one for found in listed for one in ([found] if isinstance(found, str) else found)}
+    assert asked == allowed - {"s3:AbortMultipartUpload"}
+    assert_equal(kept(tmp_path, service), on_disk)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", ["eks", "sagemaker"])
+def test_a_job_that_is_kept_in_s3_answers_like_any_other(
+    launcher: str,
+    on_disk: Job,
+    service: Service,
+    cluster: Embedded,
+    here: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(embedded, "start", lambda home: cluster.kubeconfig)
+    sent = Sent(tmp_path, capsys, f"launcher={launcher}", "launcher.embedded=true")
+    words = [*in_s3(tmp_path, capsys), f"hydra.run.dir={tmp_path}/runs/{tmp_path.name}"]
+    threads = "+launcher.env={OMP_NUM_THREADS: '1'}"
+    assert sent.type(*sent.where, *words, threads, "launcher.detach=true") == 0
+    sent.handle = JobHandle.parse(capsys.readouterr().out.strip())
+    assert sent.place.wait(sent.handle).state is JobState.SUCCEEDED, sent.place.why(sent.handle)
+    assert_equal(kept(tmp_path, service), on_disk)
+    for verb, said in (("status", "SUCCEEDED  Completed"), ("why", "SUCCEEDED"), ("logs", "epoch")):
+        assert verbs.verb(verb, [str(sent.handle)]) == 0
+        assert said in capsys.readouterr().out, verb
+
+
+def in_s3(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Return the words of a run of which nothing is on a disk."""
+    words = [word for word in Sent(folder, capsys).words() if not word.startswith("storage.output")]
+    return [*(word for word in words if "launcher.env" not in word), *TRAINED, *ALL_IN_S3]
+
+
+def kept(folder: Path, service: Service) -> Job:
+    """Return a run that is in S3, by the name of its run directory, as a folder of this machine."""
+    prefix = f"runs/{folder.name}/"
+    found = service.objects.list("bucket", prefix)
+    service.objects.download("bucket", found, prefix, folder / "kept")
+    return Job(folder / "kept", [])
 
 
 def fetched(sent: Sent, service: Service) -> Job:
