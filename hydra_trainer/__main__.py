@@ -19,6 +19,7 @@ VERBS = {
     "list": "list the jobs that were started from here",
     "diff": "say what differs between two jobs, and whether it could change the training",
     "sweep": "look at a sweep, stop it, or run its failed jobs again: sweep status DIR",
+    "checkpoint": "list or verify checkpoints, or export weights: checkpoint list RUN",
     "data": "pack data for training, look at them, measure where they lie: data pack SOURCE DEST",
     "storage": "find the file system of a cluster's claim: storage resolve --claim NAME; "
     "start an S3 on this machine: storage embedded",
@@ -41,6 +42,10 @@ def main() -> None:
 def verb(name: str, words: Sequence[str]) -> int:
     """Run one verb and return the exit code."""
     try:
+        if name == "checkpoint":
+            from .checkpoints.commands import main as checkpoint
+
+            return checkpoint(list(words))
         if name == "sweep":
             from .sweep.commands import main as sweep
 

@@ -6,10 +6,8 @@ on CPUs with gloo as well as on GPUs.
 """
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import timedelta
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +15,10 @@ import torch.distributed as dist
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint import load as load_shards
 from torch.distributed.checkpoint import save as save_shards
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -33,6 +30,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from . import distributed
 from .checkpoints.files import SHARDS, Facts, Place
 from .checkpoints.reading import State
+from .checkpoints.shards import Reader, Shards, plain_errors
 from .checkpoints.store import Checkpoint
 from .checkpoints.writing import cannot_be_saved, name_in, write_state
 from .errors import CheckpointError
@@ -43,8 +41,6 @@ if TYPE_CHECKING:
 STEPS = ("training_step", "validation_step", "test_step")
 METADATA = "meta.pt"
 """What is not sharded: loops, callbacks, schedules."""
-INDEX = ".metadata"
-"""torch's name for what tells which part of a tensor is where."""
 LONGEST = timedelta(hours=1)
 """How long a rank that has written its shards waits for the others. One that died is noticed at
 once."""
@@ -63,66 +59,6 @@ def shard(model: LightningModule) -> None:
     for step in STEPS:
         # Lightning calls these, not forward, and parameters are gathered around forward.
         register_fsdp_forward_method(model, step)
-
-
-class _Shards(FileSystemBase):
-    """The files of one sharded checkpoint, for torch's writer and reader of shards.
-
-    Paths are names in the checkpoint's shards/. It knows size and digest of each file that it
-    wrote without reading it again, and a write that was refused raises what the place said.
-    """
-
-    def __init__(self, place: Place, name: str) -> None:
-        self.place, self.name = place, name
-        self.written: dict[str, Facts] = {}
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        file = str(path).removesuffix(".tmp")  # the place itself writes files whole or not at all
-        if mode != "rb":
-            with self.place.writing(self.name, f"{SHARDS}/{file}") as out:
-                yield out
-            self.written[file] = out.facts()
-        elif file == INDEX:
-            yield io.BytesIO(self.part(file))
-        else:
-            yield partial(self.part, file)
-
-    def part(self, file: str, start: int = 0, length: int | None = None) -> Any:
-        return self.place.read(self.name, f"{SHARDS}/{file}", start, length)
-
-    def rename(self, path: Any, new_path: Any) -> None:
-        """It has its final name."""
-
-    def concat_path(self, path: Any, suffix: str) -> str:
-        return suffix
-
-    def init_path(self, path: Any) -> Any:
-        return path
-
-    def mkdir(self, path: Any) -> None:
-        """Its place makes what it needs."""
-
-    def exists(self, path: Any) -> bool:
-        return False  # the folder was cleaned
-
-    def rm_file(self, path: Any) -> None:
-        """There is nothing to remove: see `exists`."""
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
-
-class _Reader(FileSystemReader):
-    """Reads what it needs of a shard, one request for each tensor."""
-
-    def __init__(self, shards: _Shards) -> None:
-        super().__init__("")
-        self.fs = shards  # type: ignore[assignment]
-
-    def _slice_file(self, file: Any, sinfo: Any) -> io.BytesIO:
-        return io.BytesIO(file(sinfo.offset, sinfo.length))
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -210,7 +146,7 @@ class ShardedStrategy(ModelParallelStrategy):
         for number, state in enumerate(rest.pop("optimizer_states", [])):
             sharded[f"optimizer_{number}"] = state
         writer = FileSystemWriter("", sync_files=False)  # the place does it
-        writer.fs = shards = _Shards(place, name)  # type: ignore[assignment]
+        writer.fs = shards = Shards(place, name)  # type: ignore[assignment]
         try:
             save_shards(sharded, storage_writer=writer, process_group=self._group)
         except CheckpointException as error:  # on all ranks, with what each of them met
@@ -226,44 +162,22 @@ class ShardedStrategy(ModelParallelStrategy):
         store, model = self._core.store, self.model
         assert store is not None and model is not None and self.lightning_module is not None
         found = Checkpoint(store.place, name_in(checkpoint_path), {})
-        shards = _Shards(found.place, found.name)
-        with _plain_errors(str(checkpoint_path)):
+        shards = Shards(found.place, found.name)
+        with plain_errors(str(checkpoint_path)):
             weights = {"state_dict": get_model_state_dict(model)}
-            load_shards(weights, storage_reader=_Reader(shards))
+            load_shards(weights, storage_reader=Reader(shards))
             strict = self.lightning_module.strict_loading
             model.load_state_dict(weights["state_dict"], strict=strict)
             options = StateDictOptions(cpu_offload=True)
             for number, optimizer in enumerate(self.optimizers):
                 key = f"optimizer_{number}"
                 states = {key: get_optimizer_state_dict(model, optimizer)}
-                load_shards(states, storage_reader=_Reader(shards))
+                load_shards(states, storage_reader=Reader(shards))
                 set_optimizer_state_dict(
                     model, optimizer, optim_state_dict=states[key], options=options
                 )
         rest: State = torch.load(io.BytesIO(shards.part(METADATA)), weights_only=True)
         return rest
-
-
-def load_weights(model: nn.Module, found: Checkpoint) -> None:
-    """Load the weights of a sharded checkpoint into a model that is sharded the same or not.
-
-    Raises:
-        CheckpointError: they cannot be read.
-    """
-    state = {"state_dict": model.state_dict()}
-    with _plain_errors(found.state):
-        load_shards(state, storage_reader=_Reader(_Shards(found.place, found.name)))
-    model.load_state_dict(state["state_dict"])
-
-
-@contextmanager
-def _plain_errors(where: str) -> Iterator[None]:
-    """Turn what torch raises when loading, which is no Exception, into a CheckpointError."""
-    try:
-        yield
-    except CheckpointException as error:
-        cause, _ = next(iter(error.failures.values()))
-        raise CheckpointError(f"{where} cannot be loaded: {cause}.") from error
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

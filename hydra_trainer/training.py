@@ -445,7 +445,7 @@ class _Session:
         self, model: LightningModule, found: Checkpoint, state: reading.State
     ) -> None:
         if found.is_sharded:
-            from .sharding import load_weights
+            from .checkpoints.shards import load_weights
 
             load_weights(model, found)
         else:

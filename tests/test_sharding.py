@@ -14,10 +14,10 @@ from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from hydra_trainer import sharding
 from hydra_trainer.callbacks import Core
-from hydra_trainer.checkpoints import reading
-from hydra_trainer.checkpoints.files import STATE
+from hydra_trainer.checkpoints import reading, shards
+from hydra_trainer.checkpoints.bucket import Bucket
+from hydra_trainer.checkpoints.files import STATE, Place
 from hydra_trainer.checkpoints.folder import Folder
 from hydra_trainer.checkpoints.store import Checkpoint, Store
 from hydra_trainer.checkpoints.writing import Writer
@@ -26,6 +26,7 @@ from hydra_trainer.preemption import NoStopFlag
 from hydra_trainer.progress import choose
 from hydra_trainer.sharding import ShardedStrategy
 
+from .buckets import KEYS, bucket
 from .conftest import Job
 from .drill import Drill, same
 from .faults import _limit_files as limit_files
@@ -47,7 +48,7 @@ def weights(directory: Path) -> dict[str, Any]:
     last = Store(directory / "checkpoints").latest()
     assert last is not None
     model = Drill([1, 8, 8], 10, hidden=64)
-    sharding.load_weights(model, last)
+    shards.load_weights(model, last)
     return model.state_dict()
 
 
@@ -90,13 +91,17 @@ def test_sharded_training_is_the_same_training(job: Callable[..., Job]) -> None:
 # ------------------------------------------------------------------ saves of two ranks, no job
 
 
-def on_two_ranks(folder: Path, work: Callable[[ShardedStrategy, Store, Writer], None]) -> None:
+def on_two_ranks(
+    folder: Path,
+    work: Callable[[ShardedStrategy, Store, Writer], None],
+    place: Place | None = None,
+) -> None:
     """Run `work` in two forks of this process that form a group."""
 
     def run(rank: int) -> None:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         dist.init_process_group("gloo", f"file://{folder / 'group'}", rank=rank, world_size=2)
-        store, writer = Store(folder / "checkpoints"), Writer()
+        store, writer = Store(place or folder / "checkpoints"), Writer()
         strategy = ShardedStrategy(
             Core(NoStopFlag(), choose("off", False), CONF, store, writer, {})
         )
@@ -163,14 +168,14 @@ def test_shards_that_cannot_be_read(tmp_path: Path) -> None:
     on_two_ranks(tmp_path, lambda strategy, store, writer: save(strategy, store, 7))
     found = Checkpoint.read(Folder(tmp_path / "checkpoints"), "step=00000007")
     assert found is not None
-    shards = Path(found.state)
+    folder = Path(found.state)
     model = torch.nn.Module()
     model.weights = torch.nn.Parameter(torch.zeros(20))
-    sharding.load_weights(model, found)
+    shards.load_weights(model, found)
     assert model.weights.tolist() == [7.0] * 20
-    (shards / "__1_0.distcp").unlink()
+    (folder / "__1_0.distcp").unlink()
     with pytest.raises(CheckpointError, match=r"shards cannot be loaded: .*No such file"):
-        sharding.load_weights(model, found)
+        shards.load_weights(model, found)
 
 
 @pytest.mark.parametrize(
@@ -194,3 +199,39 @@ def test_what_could_not_be_loaded_again(tmp_path: Path, more: dict[str, Any], re
         assert store.names() == []
 
     on_two_ranks(tmp_path, work)
+
+
+def test_shards_in_s3_behind_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved is what was there, though training went on at once; any world loads it."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with bucket(tmp_path / "service") as given:
+        place = Bucket(given.objects("s3://bucket/run/checkpoints"))
+
+        def work(strategy: ShardedStrategy, store: Store, writer: Writer) -> None:
+            weights = distribute_tensor(
+                torch.full((20,), 7.0), init_device_mesh("cpu", (2,)), [Shard(0)]
+            )
+            state = {"state_dict": {"weights": weights}, "optimizer_states": [{"sum": weights}]}
+            path = f"{store.uri}/{store.name(7, 'mid')}/{STATE}"
+            strategy.save_checkpoint(state, path, {"step": 7, "metrics": {}})
+            weights.to_local().fill_(8.0)
+            save(strategy, store, 9)
+            writer.finish()
+            writer.check()
+            assert writer.error is None
+
+        on_two_ranks(tmp_path, work, place)
+        store = Store(place)
+        assert [(c.step, c.is_sharded, c.fault()) for c in store.all()] == [
+            (7, True, None),
+            (9, True, None),
+        ]
+        first, _ = store.all()
+        assert shards.weights(first)["weights"].tolist() == [7.0] * 20
+        assert sorted(first.files) == [
+            f"shards/{name}" for name in (".metadata", "__0_0.distcp", "__1_0.distcp", "meta.pt")
+        ]
+        found = reading.restore(store)
+        assert found is not None and found[0].step == 9
+        assert found[1]["state_dict"]["weights"].shape == (20,)

@@ -15,6 +15,7 @@ a run has a name of its own. Old ones are deleted after a new one was committed,
     store.py                the checkpoints of a run: which there are, are whole, are kept
     writing.py              saves behind training
     reading.py              loads, with the digest taken on the way
+    shards.py               the files of sharded ones, for torch.distributed.checkpoint
     commands.py             hydra-trainer checkpoint list, verify, export
 
 When to save, and what, is in callbacks.py.

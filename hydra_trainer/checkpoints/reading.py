@@ -196,7 +196,8 @@ def inspect_shards(checkpoint: Checkpoint) -> State:
             if hasattr(entry, "size"):
                 if place.fqn.startswith("state_dict."):
                     name = place.fqn.removeprefix("state_dict.")
-                    weights[name] = torch.empty(entry.size, device="meta")
+                    dtype = entry.properties.dtype
+                    weights[name] = torch.empty(entry.size, dtype=dtype, device="meta")
             else:
                 torch.load(read(info.relative_path, info.offset, info.length), weights_only=True)
     except StorageError:
