@@ -15,6 +15,7 @@ from hydra_trainer.errors import ConfigError, JobFailed
 from hydra_trainer.job import DONE, STOPPED, USER_ERROR
 
 from . import composing, running
+from .copy import kept
 from .engine import Planned, worth_another_try
 from .journal import FILE, Journal, read
 from .outcome import outcome
@@ -70,7 +71,7 @@ def run(jobs: Source, hydra_launcher: HydraLauncher) -> dict[int, Row]:
     gc.enable()
     composer = composing.Composer(hydra_launcher.hydra_context.config_loader, hydra_launcher.config)
     voice = launcher.Once()
-    with launcher.speaking_through(voice):
+    with launcher.speaking_through(voice), kept(hydra_launcher.directory, hydra_launcher.config):
         return _run(jobs, hydra_launcher, composer, limit, voice)
 
 

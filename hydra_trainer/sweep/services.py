@@ -23,6 +23,7 @@ from hydra_trainer.job import CONFIG_ERROR, DONE, USER_ERROR, JobHandle, JobSpec
 from hydra_trainer.launcher import Launcher
 
 from . import composing, running, space, table
+from .copy import kept
 from .journal import Journal
 from .outcome import NoObjective, outcome
 from .rows import Event, Objective, Row, State
@@ -130,7 +131,7 @@ def run(words: Sequence[str], master: DictConfig, loader: Any) -> dict[int, Row]
     if place.check:
         service.render(plan)
         sys.exit(DONE if place.preflight(plan.job) else CONFIG_ERROR)
-    with Journal(directory) as journal:
+    with kept(directory, master), Journal(directory) as journal:
         running.begin(journal, _header(master, service, plan))
         search = service.submit(plan)
         record = {"service": str(master.sweep.service), "handle": str(search.handle)}
