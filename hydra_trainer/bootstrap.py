@@ -344,12 +344,13 @@ def _arguments(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _command(options: argparse.Namespace) -> list[str]:
+def _command(options: argparse.Namespace, notes: Path) -> list[str]:
     return [
         *(sys.executable, "-m", "hydra_trainer.elastic"),
         f"--nproc-per-node={options.nproc_per_node}",
         f"--max-restarts={options.max_restarts}",
         "--monitor-interval=0.1",
+        f"--log-dir={notes / 'torchrun'}",  # it would leave a folder in /tmp each time
         "--rdzv-backend=c10d",
         *_rendezvous(os.environ),
         *("-m", "hydra_trainer.worker", str(options.config)),
@@ -631,7 +632,7 @@ def _supervise(options: argparse.Namespace, run_dir: Path) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see app.py
     os.environ.setdefault("OMP_NUM_THREADS", str(_threads(options.nproc_per_node)))
     try:
-        supervisor = Supervisor(_command(options), notes, options.grace)
+        supervisor = Supervisor(_command(options, notes), notes, options.grace)
         code = supervisor.run()
         result = _result(supervisor, run_dir, code)
         _report(options, result)
