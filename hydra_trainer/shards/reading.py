@@ -291,6 +291,7 @@ class _Here:
 
     def __init__(self, opener: _Opener) -> None:
         self.process = os.getpid()
+        opener.source.begin()
         self.where: Numbers = np.full(len(opener.index.shards) + 1, -1, np.int64)
         self._opener = opener
         self._shelf = _Shelf(opener, 0)
@@ -513,6 +514,9 @@ class _Files:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def begin(self) -> None:
+        """Do what is needed once in a process."""
+
     def where(self, shard: Shard) -> str:
         return str(self.folder / shard.file)
 
@@ -537,6 +541,10 @@ class _Objects:
 
     def __init__(self, bucket: places.Bucket) -> None:
         self.bucket = bucket
+
+    def begin(self) -> None:
+        """Make the client of this process, before several threads do at once."""
+        self.bucket.objects.client()
 
     def where(self, shard: Shard) -> str:
         return f"{self.bucket.uri}/{shard.file}"
