@@ -31,6 +31,7 @@ from .checkpoints.writing import Writer
 from .distributed import Agreement
 from .errors import CheckpointError, NaNLossError
 from .goals import goals
+from .pieces import together
 from .preemption import StopFlag, Stopped
 from .progress import Progress
 
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 KEY = "hydra_trainer"
 """Our section of a checkpoint."""
+
+PIECE = 1 << 20  # weights that a thread looks at at once
 
 
 def random_state() -> dict[str, Any]:
@@ -331,7 +334,7 @@ class Core(Callback):
     def _stop(self, signum: int) -> None:
         self._agreement.settle()
         self.writer.finish()
-        self.writer.check()
+        self.writer.check(is_ending=True)
         raise Stopped(signum, str(self.writer.error) if self.writer.error else None)
 
     def _finite_loss(self, step: int) -> None:
@@ -471,8 +474,30 @@ def weights_are_finite(model: torch.nn.Module) -> bool:
     """Tell whether no weight is NaN or infinite: each such one makes a sum that is neither."""
     parts = [p.detach() for p in model.parameters() if p.is_floating_point()]
     here = [part.to_local() if hasattr(part, "to_local") else part for part in parts]
-    sums = [part.sum(dtype=torch.float32) for part in here]
-    return not sums or math.isfinite(torch.stack(sums).sum().item())
+    # numpy's sums take one thread each: see pieces.py.
+    is_plain = [p.is_cpu and p.dtype == torch.float32 and p.is_contiguous() for p in here]
+    pieces = [
+        flat[at : at + PIECE]
+        for part, plain in zip(here, is_plain, strict=True)
+        if plain
+        for flat in [part.numpy().reshape(-1)]
+        for at in range(0, len(flat), PIECE)
+    ]
+    found: list[float] = []
+
+    def add(piece: Any) -> None:
+        with np.errstate(all="ignore"):  # what it warns of is what is looked for
+            found.append(float(piece.sum()))
+
+    together(add, pieces)
+    sums = [
+        part.sum(dtype=torch.float32)
+        for part, plain in zip(here, is_plain, strict=True)
+        if not plain
+    ]
+    if sums:
+        found.append(torch.stack(sums).sum().item())
+    return all(map(math.isfinite, found))
 
 
 def finished_epochs(trainer: Trainer) -> int:

@@ -528,6 +528,45 @@ def test_what_a_failed_save_leaves_with_the_writer(
     assert "can be saved again" in caplog.text
 
 
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_a_failed_save_that_stops_the_run(asynchronous: bool) -> None:
+    """checkpoint.on_failure=stop: at the next step, but a run that ends anyway ends as it does."""
+
+    def fail(state: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = Writer(asynchronous, stops=True)
+    with pytest.raises(
+        CheckpointError, match=r"on_failure is stop: \[Errno 28\] No space.*=continue"
+    ):
+        writer.save({}, fail)
+        writer.finish()
+        writer.check()
+    writer.check(is_ending=True)
+    with pytest.raises(CheckpointError, match="on_failure is stop"):
+        writer.save({}, lambda state: None)
+
+
+def test_layouts_of_memory_are_kept_in_a_copy() -> None:
+    state = {
+        "transposed": torch.arange(20.0).reshape(4, 5).t(),
+        "channels": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+        "strided": torch.arange(10)[::2],
+        "expanded": torch.ones(1).expand(3),
+        "conjugate": torch.randn(3, dtype=torch.complex64).conj(),
+        "none": torch.empty(0, 3),
+        "large": torch.randn(3_000_000),
+    }
+    staged: dict[str, Any] = {}
+    writer = Writer()
+    writer.save(state, staged.update)
+    writer.finish()
+    for name, value in state.items():
+        assert torch.equal(staged[name], value), name
+        assert staged[name].data_ptr() != value.data_ptr() or not value.numel()
+    assert staged["channels"].stride() == state["channels"].stride()
+
+
 def test_what_no_later_save_makes_good_is_raised() -> None:
     def fail(state: dict[str, Any]) -> None:
         raise KeyError("a mistake of ours")

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import ctypes
 import io
 import logging
 import threading
@@ -14,12 +15,15 @@ from lightning.fabric.plugins import CheckpointIO
 from torch import Tensor
 
 from hydra_trainer.errors import CheckpointError
+from hydra_trainer.pieces import together
 
 from .files import STATE, Facts, Place
 from .reading import State, load
 from .store import Checkpoint, Store
 
 log = logging.getLogger(__name__)
+
+PIECE = 4 << 20  # bytes that a thread copies at once
 
 PLAIN = (
     "Keep tensors, numbers, strings, lists and dicts in state_dict(), on_save_checkpoint() and "
@@ -42,7 +46,9 @@ class _Staging:
         It is overwritten by the next call.
         """
         self._done: dict[tuple[Any, ...], Tensor] = {}
+        self._pieces: list[tuple[int, int, int]] = []
         copied: State = self._node(state, ())
+        together(lambda piece: ctypes.memmove(*piece), self._pieces)
         return copied
 
     def _node(self, node: Any, key: tuple[Any, ...]) -> Any:
@@ -72,9 +78,25 @@ class _Staging:
         if buffer is None or buffer.shape != tensor.shape or buffer.dtype != tensor.dtype:
             buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             self._buffers[key] = buffer
-        buffer.copy_(tensor, non_blocking=tensor.is_cuda)
+        if tensor.is_cpu and tensor.stride() == buffer.stride() and _is_dense(tensor):
+            self._later(tensor, buffer)
+        else:
+            buffer.copy_(tensor, non_blocking=tensor.is_cuda)
         self._done[same] = buffer
         return buffer
+
+    def _later(self, tensor: Tensor, buffer: Tensor) -> None:
+        """Have memory copied when all of it is known."""
+        source, target, size = tensor.data_ptr(), buffer.data_ptr(), tensor.nbytes
+        for at in range(0, size, PIECE):
+            self._pieces.append((target + at, source + at, min(PIECE, size - at)))
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Tell whether its numbers, as they are, fill the memory from its first to its last one."""
+    if tensor.is_conj() or tensor.is_neg():
+        return False
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(tensor))
 
 
 def _snapshot(value: Any) -> Any:
@@ -128,15 +150,17 @@ class Writer:
             self._thread.join()
             self._thread = None
 
-    def check(self) -> None:
+    def check(self, *, is_ending: bool = False) -> None:
         """Raise the error of a save that no later save can make good, or that is to stop the run.
+
+        A run that `is_ending` for another reason tells by itself what was refused.
 
         Raises:
             CheckpointError: the disk or S3 refused a save, and checkpoint.on_failure is stop.
         """
         if self._fault is not None:
             raise self._fault
-        if self.stops and self.error is not None:
+        if self.stops and self.error is not None and not is_ending:
             raise CheckpointError(
                 f"A checkpoint could not be saved, and checkpoint.on_failure is stop: {self.error} "
                 "The earlier checkpoints are as they were. When it can be saved again, type the "
