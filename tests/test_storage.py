@@ -16,6 +16,8 @@ from hydra_trainer.embedded import buckets, sagemaker
 from hydra_trainer.embedded.sagemaker import users
 from hydra_trainer.errors import ConfigError
 
+from .conftest import REPOSITORY
+
 Plain = dict[str, Any]
 S3: Plain = {"endpoint": None, "region": None, "embedded": False}
 PLACE = {"kind": "s3", "uri": "s3://bucket/sets/", "sub_path": "cifar"}
@@ -168,6 +170,18 @@ def test_a_stand_in_is_for_rehearsals() -> None:
     assert "storage.s3.bucket=NAME" in storage.stand_in_problems(config)[0]
     assert storage.stand_in_problems(plain(f"s3://{storage.STAND_IN}/runs", embedded=True)) == []
     assert storage.stand_in_problems(plain("s3://my-bucket/runs")) == []
+
+
+def test_the_lifecycle_rule_of_the_documentation_is_one() -> None:
+    from botocore.session import Session
+    from botocore.validate import validate_parameters
+
+    text = (REPOSITORY / "docs" / "storage.md").read_text()
+    rule = text.partition("--lifecycle-configuration '")[2].partition("'")[0]
+    model = Session().get_service_model("s3")
+    asked = {"Bucket": "bucket", "LifecycleConfiguration": json.loads(rule)}
+    shape = model.operation_model("PutBucketLifecycleConfiguration").input_shape
+    validate_parameters(asked, shape)
 
 
 # ------------------------------------------------------------------------------- S3 on this machine
