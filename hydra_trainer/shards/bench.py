@@ -252,7 +252,7 @@ def _bucket(place: Bucket, size: int, clock: Clock) -> list[Row]:
 def _bucket_rows(objects: "Objects", size: int, clock: Clock) -> Iterator[Row]:
     length = max(min(OBJECT, size // 8), 1)
     content = random.Random(0).randbytes(length)
-    part = clock.share(0.25)
+    part = clock.share(0.2)
     keys: list[str] = []
     begin = time.perf_counter()
     while len(keys) < 8 and (not keys or not part.over):

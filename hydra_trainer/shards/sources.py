@@ -581,9 +581,8 @@ def _values(file: Path, column: Column, chunked: "pyarrow.ChunkedArray", row: in
     import pyarrow.compute
 
     types = pyarrow.types
-    array = chunked.combine_chunks()
-    if isinstance(array, pyarrow.ChunkedArray):  # of no chunk
-        array = pyarrow.array([], chunked.type)
+    # Of one piece, as they mostly come, it would make a copy.
+    array = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
     if types.is_dictionary(array.type):
         array = array.dictionary_decode()
     _no_nulls(file, column, array, row)
