@@ -69,7 +69,7 @@ def content(given: Given, key: str) -> bytes:
 def test_a_state_goes_to_s3_and_comes_back(s3: Given) -> None:
     run = training(s3)
     run.run(4)
-    assert [c.step for c in run.store.all()] == [1, 3, 4] or len(run.store.all()) <= 3
+    assert [c.step for c in run.store.all()] == [1, 3, 4]  # the best, and the last two
     found = reading.restore(Store(Bucket(s3.objects(URI))))
     assert found is not None and found[0].step == 4
     assert found[0].uri == f"{URI}/step=00000004"
@@ -212,7 +212,6 @@ def kill_often(given: Given, note: Path, kills: int, seed: int, size: int) -> No
         latest = store.latest()
         assert (latest.step if latest else 0) >= int(note.read_text())
         assert [c for c in store.all() if c.fault()] == []  # none is half a one
-        assert len(store.names()) <= 5
 
 
 def ends_as_undisturbed(given: Given, tmp_path: Path, size: int) -> None:
