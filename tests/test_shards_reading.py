@@ -1,6 +1,7 @@
 """Reading packed data, from a disk and from S3: the right samples, ahead of time, or an error."""
 
 import errno
+import gc
 import os
 import pickle
 import threading
@@ -45,6 +46,7 @@ def s3(service: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
         monkeypatch.delenv(name)
     for name, value in KEYS.items():
         monkeypatch.setenv(name, value)
+    gc.collect()  # readers of the test before, which errors hold on to, still fetch ahead
     service.service.faults.clear()
     service.service.calls.clear()
     for key in service.names():
@@ -179,6 +181,16 @@ def test_a_reader_goes_to_a_worker_without_what_it_holds(folder: Path) -> None:
 
     assert in_a_fork(child) == 0
     whole(found)
+
+
+def test_threads_and_memory_end_with_the_reader(folder: Path) -> None:
+    before = threading.active_count()
+    found = reader(place(str(folder)))
+    batch = epoch(found)[0]
+    found.take(batch, batch.place)
+    assert threading.active_count() > before
+    del found
+    assert threading.active_count() == before
 
 
 # --- from S3 ---

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import as_strided
 from torch.utils.data import get_worker_info
 
-from hydra_trainer.data import Place, mix
+from hydra_trainer.data import MakeOrder, Place, mix
 from hydra_trainer.errors import Changed, DataError, Gone, StorageError
 
 from . import places
@@ -120,6 +121,7 @@ class Reader:
         self.uri = place.uri
         self.opener = _Opener(index, _source(place), cache)
         shards = index.shards
+        self._sizes = [shard.size for shard in shards]
         self._counts: Numbers = np.array([shard.samples for shard in shards], np.int64)
         self._regions: dict[str, Numbers] = {
             name: np.array([shard.columns[name][0] for shard in shards], np.int64)
@@ -136,8 +138,7 @@ class Reader:
     def order(self, seed: int, epoch: int, shuffle: bool) -> Order:
         """Return the order of an epoch: equal for equal data, wherever they are."""
         counts = self.selection.counts.tolist()
-        sizes = [shard.size for shard in self.index.shards]
-        return Order(counts, sizes, self.layout, mix(seed, epoch) if shuffle else None)
+        return _order(counts, self._sizes, self.layout, seed, epoch, shuffle)
 
     def take(self, samples: npt.ArrayLike, place: Place | None = None) -> Taken:
         """Return these samples: an array [B, *shape] of each column, or a list where they differ.
@@ -173,22 +174,10 @@ class Reader:
     # ---------------------------------------------------------------------------- what comes next
 
     def coming(self, place: Place) -> "Iterator[_Batch]":
-        """Yield this batch and those after it in this process."""
-        info = get_worker_info()
-        worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        while True:
-            order = self.order(place.seed, place.epoch, place.shuffle)
-            known: dict[int, _Window] = {}
-            for at in _batches(place, workers):
-                numbers = order.windows(*at.share())
-                known = {
-                    number: known.get(number) or _Window(order.shards(number)) for number in numbers
-                }
-                yield _Batch(at, list(known.values()))
-            following = place.next_pass().after(worker) if place.train else None
-            if following is None:
-                return
-            place = following
+        """Return this batch and those after it in this process."""
+        # Without this reader in it: its memory and threads are to end with it, and not later.
+        counts, sizes, layout = self.selection.counts.tolist(), self._sizes, self.layout
+        return _coming(partial(_order, counts, sizes, layout), place)
 
     def room(self, place: Place) -> int:
         """Return how many shards this process may hold: see the class."""
@@ -197,6 +186,28 @@ class Reader:
         batches = islice(_batches(place, info.num_workers if info else 1), 2 * order.batch_lanes)
         lanes = {lane for at in batches for lane in order.lanes_of(*at.share())}
         return min(len(self.index.shards), 2 * len(lanes) * order.shards_in_window)
+
+
+def _order(
+    counts: list[int], sizes: list[int], layout: Layout, seed: int, epoch: int, shuffle: bool
+) -> Order:
+    return Order(counts, sizes, layout, mix(seed, epoch) if shuffle else None)
+
+
+def _coming(make: MakeOrder, place: Place) -> "Iterator[_Batch]":
+    info = get_worker_info()
+    worker, workers = (info.id, info.num_workers) if info else (0, 1)
+    while True:
+        order: Any = make(place.seed, place.epoch, place.shuffle)
+        known: dict[int, _Window] = {}
+        for at in _batches(place, workers):
+            numbers = order.windows(*at.share())
+            known = {n: known.get(n) or _Window(order.shards(n)) for n in numbers}
+            yield _Batch(at, list(known.values()))
+        following = place.next_pass().after(worker) if place.train else None
+        if following is None:
+            return
+        place = following
 
 
 def _batches(place: Place | None, step: int) -> Iterator[Place]:
