@@ -10,7 +10,7 @@ A place is a run directory, a folder of checkpoints, or one checkpoint; a path o
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -19,6 +19,9 @@ from hydra_trainer.job import DONE, USER_ERROR
 
 from .files import Place
 from .store import Checkpoint, Store, place, stored
+
+if TYPE_CHECKING:
+    from hydra_trainer.objects import Settings
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
@@ -52,20 +55,35 @@ def main(words: Sequence[str]) -> int:
     return (_list if options.what == "list" else _verify)(where)
 
 
-def _places(where: str) -> tuple[Place, list[str], Place]:
+def _settings(where: str) -> "Settings | None":
+    """Return how a run directory of this machine says that S3 is reached; None: it does not."""
+    try:
+        config = yaml.safe_load(Path(where, CONFIG).read_text())
+        if not config["run"].get("remote"):
+            return None
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+    from hydra_trainer.embedded import buckets
+    from hydra_trainer.objects import Settings  # the library behind it comes with an extra
+
+    buckets.join(config)  # where its S3 is on this machine
+    return Settings.of(config)
+
+
+def _places(where: str, settings: "Settings | None") -> tuple[Place, list[str], Place]:
     """Return the place of some checkpoints, their names, and the place of their run.
 
     Raises:
         CheckpointError: there are none.
     """
     parent, _, name = where.rpartition("/")
-    above = place(parent or ".")
+    above = place(parent or ".", settings)
     if Checkpoint.read(above, name) is not None:
-        return above, [name], place(_up(parent or "."))
-    for root, run in ((stored(where), where), (where, _up(where))):
-        store = Store(place(root))
+        return above, [name], place(_up(parent or "."), settings)
+    for root, run in ((stored(where, settings), where), (where, _up(where))):
+        store = Store(place(root, settings))
         if names := store.names():
-            return store.place, names, place(run)
+            return store.place, names, place(run, settings)
     raise CheckpointError(
         f"There are no checkpoints in {where}. Give a run directory, its checkpoints, or one of "
         "them."
@@ -89,12 +107,12 @@ def _config(run: Place) -> dict[str, Any]:
 
 
 def _text(run: Place) -> bytes:
-    parent, _, name = run.uri.rpartition("/")
-    return bytes(place(parent or ".").read(name, CONFIG))
+    """Return the config.yaml of a run."""
+    return bytes(run.read("", CONFIG))
 
 
 def _list(where: str) -> int:
-    there, names, run = _places(where)
+    there, names, run = _places(where, _settings(where))
     goal = _config(run).get("objective") or {}
     rows = [["checkpoint", "step", str(goal.get("metric", "metrics")), "size", ""]]
     for name in names:
@@ -123,7 +141,7 @@ def _metrics(found: Checkpoint, goal: dict[str, Any]) -> str:
 
 
 def _verify(where: str) -> int:
-    there, names, _ = _places(where)
+    there, names, _ = _places(where, _settings(where))
     damaged = 0
     for name in names:
         found = Checkpoint.read(there, name)
@@ -140,7 +158,7 @@ def _verify(where: str) -> int:
 
 
 def _export(where: str, folder: Path, last: bool) -> int:
-    there, names, run = _places(where)
+    there, names, run = _places(where, _settings(where))
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty. Give a new or an empty folder.")
     from .exporting import write_weights  # torch comes only here
