@@ -49,7 +49,10 @@ BAD = {
     "trainer.process_group_backend=smddp": ["exists only inside some Amazon SageMaker images"],
     "trainer.accelerator=cpu trainer.process_group_backend=nccl": ["process_group_backend=gloo"],
     "trainer.val_check_interval=1.5": ["trainer.val_check_interval is 1.5, but must be at most 1"],
-    "+data.root=${mount:dta} data=digits": ["no 'dta' (it has: cache, data)", "+storage.mounts.dta="],
+    "+data.root=${mount:dta} data=digits": [
+        "no 'dta' (it has: cache, data)",
+        "+storage.mounts.dta=",
+    ],
     "data.batch_size=4096": ["larger than the training set of 1197", "type data.batch_size=1197"],
 }
 
