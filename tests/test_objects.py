@@ -269,6 +269,16 @@ def test_a_writer_writes_an_object(objects: Objects, s3: Bucket, size: int) -> N
     assert s3.unfinished == []
 
 
+def test_a_buffer_may_be_used_again_as_soon_as_it_is_written(objects: Objects) -> None:
+    buffer, data = bytearray(MB), random.Random(1).randbytes(12 * MB)
+    with objects.writer("a") as writer:
+        for at in range(0, len(data), MB):
+            buffer[:] = data[at : at + MB]
+            writer.write(buffer)
+            buffer[:] = bytes(MB)
+    assert objects.get("a") == data
+
+
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_a_writer_that_does_not_end_well_leaves_nothing(
     objects: Objects, s3: Bucket, kind: type[BaseException]

@@ -17,7 +17,7 @@ import xxhash
 
 from hydra_trainer.errors import CheckpointError, Exists, Gone
 from hydra_trainer.objects import Facts as Found
-from hydra_trainer.objects import Objects, Writer
+from hydra_trainer.objects import Objects
 
 from .files import MANIFEST, Facts, Hashing, digest_fault, digesting, size_fault
 
@@ -29,8 +29,6 @@ CHUNK = 8 << 20
 AHEAD = 4
 """Such requests at a time."""
 
-PIECE = 1 << 20
-"""Bytes that are copied at once while a state is written."""
 
 TAIL = 256 << 10
 """Bytes at the end that are read first: a zip file has its index there."""
@@ -93,7 +91,7 @@ class Bucket:
     @contextmanager
     def writing(self, name: str, file: str, size: int | None = None) -> Iterator[Hashing]:
         key = f"{name}/{file}"
-        with self.objects.writer(key, size=size) as raw, digesting(_Copying(raw)) as hashing:
+        with self.objects.writer(key, size=size) as raw, digesting(raw) as hashing:
             yield hashing
         self._known[key] = raw.etag
 
@@ -120,16 +118,6 @@ class Bucket:
         self.objects.delete(*(f"{name}/{file}" for file in self.files(name)))
         for key in [key for key in self._known if key.startswith(f"{name}/")]:
             del self._known[key]
-
-
-class _Copying:
-    """Gives a writer bytes of its own: it sends them later, and torch uses its buffer again."""
-
-    def __init__(self, file: Writer) -> None:
-        self._file = file
-
-    def write(self, data: memoryview) -> int:
-        return self._file.write(bytes(data[:PIECE]))
 
 
 class _Stream(io.RawIOBase):

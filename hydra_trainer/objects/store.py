@@ -32,6 +32,9 @@ SINGLE = 32 << 20
 LEAST_PART, MOST_PART = 5 << 20, 16 << 20
 """Bytes of a part that is written. S3 takes none smaller, but for the last one."""
 
+PIECE = 1 << 20
+"""Bytes that a writer copies at once."""
+
 PARTS = 9_000
 """Of one object at most: S3 takes 10,000."""
 
@@ -509,10 +512,14 @@ class Writer:
         return self
 
     def write(self, data: Any) -> int:
-        """Take bytes, or anything with a buffer of them; wait while too many are on their way."""
+        """Take bytes, or anything with a buffer of them; wait while too many are on their way.
+
+        They are copied: the library sends what it was given later, when the buffer may hold
+        something else.
+        """
         view = memoryview(data).cast("B")
-        for at in range(0, len(view), MOST_PART):
-            piece = view[at : at + MOST_PART]
+        for at in range(0, len(view), PIECE):
+            piece = bytes(view[at : at + PIECE])
             try:
                 self._file.write(piece)
             except Exception as error:
