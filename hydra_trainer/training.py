@@ -28,6 +28,7 @@ from .config import arguments, get
 from .data import BatchSampler, resumable
 from .errors import ConfigError, DataError
 from .goals import Goal
+from .objects import Settings
 from .preemption import NoStopFlag, StopFlag
 from .progress import choose
 from .report import shown
@@ -35,7 +36,6 @@ from .targets import TRUSTED, instantiate
 
 if TYPE_CHECKING:
     from .mirror import Mirror
-    from .objects import Settings
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class _Session:
         self.debug: str = config["debug"]["mode"]
         self.first = distributed.rank() == 0
         self.gpu = distributed.use_gpu(self.conf["accelerator"])
-        self.settings = self._settings()
+        self.settings = Settings.of(config)
         self.store = self._store() if config["checkpoint"]["enabled"] else None
         self.writer = Writer(
             config["checkpoint"]["asynchronous"], config["checkpoint"]["on_failure"] == "stop"
@@ -96,15 +96,6 @@ class _Session:
         self.door = CommittedCheckpointIO(
             self.store or Store(self.directory / "checkpoints"), self.writer, self.core.committed
         )
-
-    def _settings(self) -> "Settings | None":
-        """Return how S3 is reached, where the run has to do with it."""
-        places = (self.config["run"].get("remote"), self.config["checkpoint"]["init_from"])
-        if not any(str(one).startswith("s3://") for one in places):
-            return None
-        from .objects import Settings  # the library behind it comes with an extra
-
-        return Settings.of(self.config)
 
     def _store(self) -> Store:
         remote = self.config["run"].get("remote")
@@ -198,6 +189,9 @@ class _Session:
                 f"data._target_ is {self.config['data']['_target_']!r}, which makes a "
                 f"{type(data).__name__}, but must be a LightningDataModule."
             )
+        module: Any = data
+        if isinstance(getattr(module, "s3", None), Settings):  # one that reads S3
+            module.s3 = self.settings
         for stage in ("train", "val", "test"):
             name = f"{stage}_dataloader"
             if is_overridden(name, data):

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_module
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
 
-from hydra_trainer import config
+from hydra_trainer import config, training
 from hydra_trainer.data import BatchSampler, Indices, resumable
 from hydra_trainer.datasets.shards import (
     PackedModule,
@@ -28,6 +29,7 @@ from hydra_trainer.datasets.shards import (
 )
 from hydra_trainer.errors import ConfigError, DataError
 from hydra_trainer.objects import Settings
+from hydra_trainer.preemption import NoStopFlag
 from hydra_trainer.targets import TRUSTED, instantiate
 
 from .buckets import KEYS, Bucket, bucket, without_aws
@@ -187,7 +189,7 @@ def test_from_s3_the_batches_are_the_same_with_any_workers(
     found = []
     for root, workers in [(str(tmp_path), 0), ("s3://bucket/set", 0), ("s3://bucket/set", 2)]:
         module = Shards(root, num_workers=workers, **options)
-        module.settings = Settings(s3.endpoint)
+        module.s3 = Settings(s3.endpoint)
         ready(module)
         loaders = (
             resumable(module.train_dataloader(), seed=5, rank=0, world_size=1, train=True),
@@ -198,6 +200,15 @@ def test_from_s3_the_batches_are_the_same_with_any_workers(
         assert len(other) == len(found[0]) > 20
         for ours, theirs in zip(found[0], other, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_storage_says_how_the_data_are_reached(tmp_path: Path) -> None:
+    config.register()
+    words = ["data=shards", "data.root=s3://bucket/set", "storage.s3.deadline=7"]
+    with initialize_config_module("hydra_trainer.conf", version_base="1.3"):
+        plain = config.validate(compose("config", [*words, "storage.s3.region=eu-west-1"]))
+    made: Any = training._Session(config.to_job(plain, tmp_path).config, NoStopFlag(), None)._data()
+    assert (made.s3.deadline_s, made.s3.region) == (7.0, "eu-west-1")
 
 
 # --- what a batch is ---

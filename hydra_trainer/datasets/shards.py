@@ -77,8 +77,8 @@ class PackedModule(DataModule):
     not what the keys say, and StorageError when S3 does not give them.
     """
 
-    settings: Settings = Settings()
-    """How S3 is reached."""
+    s3: Settings = Settings()
+    """How S3 is reached: what storage.s3 says, once training begins."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class PackedModule(DataModule):
     def setup(self, stage: str) -> None:
         """Read the indexes, and open what they describe."""
         root = self.root if "://" in self.root else str(expand(self.root))
-        place, own = place_of(root, self.settings), {}
+        place, own = place_of(root, self.s3), {}
         index = read_index(place)
         if index is None:
             whole, place = place, place.below("train")
