@@ -40,7 +40,7 @@ SEGMENT = 16  # batches of a turn
 class Raw(Dataset[Any]):
     """The samples as they are: what is measured is the reading."""
 
-    pure = True
+    pure = ahead = True
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader

@@ -6,8 +6,10 @@ the samples that all processes together have consumed. So a run that was stopped
 very next sample, on more or fewer processes and with more or fewer loader workers.
 """
 
+import queue
 import random
 import re
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +35,9 @@ from hydra_trainer.errors import ConfigError, DataError
 
 MASK = 2**64 - 1
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, the increment of splitmix64
+
+BATCHES_AHEAD = 2
+"""Batches that are ready before a step asks for them, beside those of the workers."""
 
 
 def mix(*words: int) -> int:
@@ -324,7 +329,8 @@ def resumable(
     A dataset may draw from the global generators of torch (CPU), numpy and random: it is then
     reseeded from (seed, epoch, index) and becomes `loader.dataset.dataset`. One that does not,
     or gets its randomness from `indices.epoch`, says so with a class attribute `pure = True`
-    and is left as it is. Generator objects of its own are out of reach and break exactness.
+    and is left as it is. With `ahead = True` as well, its batches are made in a thread beside the
+    step. Generator objects of its own are out of reach and break exactness.
 
     A dataset whose samples are not all as quick to reach as any other may have an order of its
     own: a method `epoch_order(seed, epoch, shuffle)`, see MakeOrder. The indices that it gets
@@ -348,7 +354,8 @@ def resumable(
     dataset, collate_fn = loader.dataset, loader.collate_fn
     if not _is_pure(dataset, collate_fn):
         dataset, collate_fn = _Reseeded(dataset, collate_fn, seed), _as_is
-    return DataLoader(
+    made = _Ahead if getattr(loader.dataset, "ahead", False) else DataLoader
+    return made(
         dataset,
         batch_sampler=sampler,
         collate_fn=_InSharedMemory(collate_fn),
@@ -359,6 +366,50 @@ def resumable(
         generator=torch.Generator().manual_seed(mix(seed, rank)),
         **_worker_options(loader),
     )
+
+
+class _Ahead(DataLoader[Any]):
+    """A DataLoader whose batches are made, or taken from its workers, while a step runs.
+
+    Unpickling a batch of a worker and mapping its memory takes milliseconds, which a step would
+    wait for. Datasets ask for it (`ahead`): for the smallest batches a thread costs more than it
+    saves, and what draws from the global generators must not do so beside a step.
+    """
+
+    def __iter__(self) -> Any:
+        return _ahead(super().__iter__())
+
+
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """Yield what an iterator yields, which a thread asks for BATCHES_AHEAD of them at a time."""
+    found: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    room, closed = threading.Semaphore(BATCHES_AHEAD), threading.Event()
+    end = object()
+
+    def work() -> None:
+        try:
+            batch = None
+            while batch is not end and room.acquire() and not closed.is_set():
+                batch = next(batches, end)
+                found.put((batch, None))
+        except BaseException as error:  # raised where the batch is asked for
+            found.put((end, error))
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = found.get()
+            if error is not None:
+                raise error
+            if batch is end:
+                return
+            room.release()
+            yield batch
+    finally:
+        closed.set()
+        room.release()
+        thread.join()
 
 
 def _worker_options(loader: DataLoader[Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from benchmarks.table import Row, compared, show
 
 SLOW = (
     *("ranks", "restart", "memory", "dry_run", "creates", "waiting", "sagemaker_dry_run", "sweep"),
-    *("submit", "sweep_jobs", "sitting", "slots"),
+    *("submit", "sweep_jobs", "sitting", "slots", "checkpoint", "streaming", "loader_wait"),
 )
 """They start processes that import torch, up to a dozen: `make soak` and `make bench` run them."""
 

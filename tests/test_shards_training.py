@@ -2,6 +2,7 @@
 
 import inspect
 import io
+import threading
 from collections.abc import Callable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from hydra_trainer import config, training
 from hydra_trainer.data import BatchSampler, Indices, resumable
@@ -200,6 +202,51 @@ def test_from_s3_the_batches_are_the_same_with_any_workers(
         assert len(other) == len(found[0]) > 20
         for ours, theirs in zip(found[0], other, strict=True):
             assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+class Failing(torch.utils.data.Dataset[Any]):
+    """Numbers, made in a thread; number `bad` cannot be made."""
+
+    pure = ahead = True
+
+    def __init__(self, bad: int | None = None) -> None:
+        self.bad = bad
+        self.threads: set[str] = set()
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> int:
+        self.threads.add(threading.current_thread().name)
+        if index == self.bad:
+            raise DataError("no such number")
+        return index
+
+
+def ahead(dataset: Failing) -> Iterator[list[int]]:
+    loader = resumable(DataLoader(dataset, 3), seed=0, rank=0, world_size=1, train=True)
+    return (batch.tolist() for batch in loader)
+
+
+def test_batches_are_made_beside_the_step() -> None:
+    dataset = Failing()
+    assert [*ahead(dataset)] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert dataset.threads == {"batches"}
+    assert "batches" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_error_beside_the_step_is_raised_where_its_batch_is_asked_for() -> None:
+    batches = ahead(Failing(7))
+    assert [next(batches), next(batches)] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(DataError, match="no such number"):
+        next(batches)
+
+
+def test_who_stops_in_the_middle_leaves_no_thread() -> None:
+    batches = ahead(Failing())
+    next(batches)
+    del batches
+    assert "batches" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_storage_says_how_the_data_are_reached(tmp_path: Path) -> None:

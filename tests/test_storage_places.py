@@ -11,6 +11,7 @@ import pytest
 
 from hydra_trainer import __main__ as verbs
 from hydra_trainer import embedded, storage
+from hydra_trainer.checkpoints.store import POINTER
 from hydra_trainer.embedded import Embedded, sagemaker
 from hydra_trainer.embedded.sagemaker import Service
 from hydra_trainer.embedded.sagemaker.objects import files, split
@@ -200,6 +201,7 @@ def kept(folder: Path, service: Service) -> Job:
     prefix = f"runs/{folder.name}/"
     found = service.objects.list("bucket", prefix)
     service.objects.download("bucket", found, prefix, folder / "kept")
+    (folder / "kept" / POINTER).unlink()  # the checkpoints are here now
     return Job(folder / "kept", [])
 
 

@@ -51,6 +51,8 @@ class Packed(BatchedDataset):
     What a subclass makes of the columns is in `_batch`.
     """
 
+    ahead = True
+
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
 
