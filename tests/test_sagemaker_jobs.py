@@ -142,6 +142,7 @@ def test_results_go_to_a_file_system(sent: Sent) -> None:
     assert recorded(directory) is not None
 
 
+@pytest.mark.soak
 def test_an_error_in_the_users_code_is_told(
     sent: Sent, service: Service, hit: Hit, capsys: pytest.CaptureFixture[str]
 ) -> None:
