@@ -274,8 +274,12 @@ def test_parts_are_of_one_object(s3: Bucket, fault: Callable[..., Fault], kind: 
     for skip in range(5):
         s3.objects().put("a", DATA)
         came = fault(kind, skip=skip)
-        with pytest.raises(Changed, match="GetObject of s3://bucket/run/a: the object is another"):
-            s3.objects().get("a")
+        try:
+            found = s3.objects().get("a")
+        except Changed as error:
+            assert "GetObject of s3://bucket/run/a: the object is another" in str(error)
+        else:  # all parts may be under way when it changes; they are of the old one then
+            assert kind == "changed" and skip and found == DATA
         assert came.came == 1
 
 

@@ -154,16 +154,15 @@ class Reader:
         here = self._of_this_process()
         here.prepare(self, shards, place)
         rows = self.selection.rows(shards, numbers)
-        starts = here.where[shards]
         taken: Taken = {}
         for name, column in self.columns.items():
-            regions = starts + self._regions[name][shards]
+            regions = here.regions(column, self._regions[name])[shards]
             if column.shape is None:
                 taken[name] = _ragged(here.memory, regions, rows, self._counts[shards], column)
             else:
                 every = here.every(column)
-                firsts = regions // every.itemsize + rows * every.shape[1]
-                taken[name] = every[firsts].reshape(-1, *column.shape)
+                regions += rows * every.shape[1]
+                taken[name] = every[regions].reshape(-1, *column.shape)
         return taken
 
     def _of_this_process(self) -> "_Here":
@@ -247,6 +246,7 @@ def _ragged(
 ) -> list[Values]:
     """Copy samples of many lengths, out of regions that each begin with counts + 1 offsets."""
     offsets = memory.view(OFFSET)
+    regions = regions * column.values.itemsize
     at = regions // OFFSET.itemsize + rows
     first = regions + (counts + 1) * OFFSET.itemsize
     begins, ends = (
@@ -307,6 +307,7 @@ class _Here:
         self._opener = opener
         self._shelf = _Shelf(opener, 0)
         self._every: dict[str, Values] = {}
+        self._regions: dict[str, Numbers] = {}
         self._plan: deque[_Batch] = deque()
         self._coming: Iterator[_Batch] = iter(())
         self._next: _Batch | None = None
@@ -323,6 +324,15 @@ class _Here:
             self._every[column.name] = _every(self.memory, column)
         return self._every[column.name]
 
+    def regions(self, column: Column, offsets: Numbers) -> Numbers:
+        """Return the number of the value in `memory` at which each shard's region of a column
+        begins; of shards that are not there, any. `offsets` are the regions' bytes in the shards.
+        """
+        if column.name not in self._regions:
+            # Regions begin at multiples of 64 bytes.
+            self._regions[column.name] = (self.where[:-1] + offsets) // column.values.itemsize
+        return self._regions[column.name]
+
     def prepare(self, reader: Reader, shards: Numbers, place: Place | None) -> None:
         """Have these shards in memory, and those of batches to come on their way.
 
@@ -332,6 +342,7 @@ class _Here:
             self._follow(reader, shards, place)
         if (self.where[shards] >= 0).all():
             return
+        self._regions.clear()
         for number in self._numbers(reader, shards):
             self.where[number] = self._shelf.get(number)
 
@@ -373,6 +384,7 @@ class _Here:
         if self._shelf.room < room:
             self._idle.clear()
             self._every.clear()
+            self._regions.clear()
             self.where[:] = -1
             self._shelf = _Shelf(self._opener, room)
         self._fits(batch)
