@@ -12,7 +12,7 @@ train: $(VENV)/installed
 	$(BIN)/python train.py $(ARGS)
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not soak" --durations=20 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder -m "not soak" --durations=20 $(ARGS)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

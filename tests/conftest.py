@@ -134,15 +134,22 @@ def hit(tmp_path: Path) -> Callable[..., dict[str, str]]:
 TWO = "resources.processes_per_node=2"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker, where they share what its fixtures have made."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    """Two ranks that nothing happened to, started by Python as anybody's are.
+    """Two ranks that nothing happened to.
 
     Its tests are in the group "ranks": it runs once.
     """
     folder = tmp_path_factory.mktemp("reference")
     (folder / "seen").mkdir()
-    job = Job(folder / "run", [*SHORT, TWO], anew=True)
+    job = Job(folder / "run", [*SHORT, TWO])
     code, printed = job.run(DRILL_SEEN=str(folder / "seen"))
     assert code == 0, printed
     return job
